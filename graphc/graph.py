@@ -1,0 +1,297 @@
+"""The IR: a functional torch.fx graph of ATen and graphc operators, with shapes, types and provenance on every node.
+
+A Graph holds
+  fx        the nodes: placeholder (inputs), get_attr (weights), call_function (operators), output
+  weights   name -> tensor, the targets of get_attr nodes; shared between graphs and never written to
+  symbols   name -> range, the dynamic sizes that the user declared
+  inputs, outputs   the structure of the call: nested tuples, lists and dicts around the flat nodes
+
+Each node's meta holds
+  type      TensorType, or a tuple of them for an operator with several results (read through operator.getitem)
+  path      the user's module path, such as "layer1.0.conv1" ("" where there is none)
+  group     number of the fused group that the node belongs to, None before fusion
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import sympy
+import torch
+from torch import fx
+
+from graphc.errors import InputError
+from graphc.structure import Structure
+
+Size: TypeAlias = "int | sympy.Expr"
+
+DTYPES: dict[str, torch.dtype] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and dtype of a value; a size is an int or a sympy expression over the graph's symbols."""
+
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{DTYPE_NAMES[self.dtype]}[{', '.join(str(size) for size in self.shape)}]"
+
+    @staticmethod
+    def of(tensor: torch.Tensor) -> TensorType:
+        """The type of a tensor; symbolic sizes (torch.SymInt) become sympy expressions."""
+        return TensorType(tuple(_plain_size(size) for size in tensor.shape), tensor.dtype)
+
+
+NodeType: TypeAlias = "TensorType | tuple[TensorType, ...]"
+
+
+def _plain_size(size: Any) -> Size:
+    if isinstance(size, torch.SymInt):
+        expression = size.node.expr
+        return int(expression) if expression.is_Integer else expression
+    return int(size)
+
+
+@dataclass(frozen=True)
+class SymbolRange:
+    """Inclusive range of a dynamic size."""
+
+    minimum: int
+    maximum: int
+
+
+def symbol(name: str) -> sympy.Symbol:
+    """The sympy symbol of a dynamic size: a positive integer."""
+    return sympy.Symbol(name, integer=True, positive=True)
+
+
+class Graph:
+    """One model: nodes, weights, dynamic sizes, and the structure of its call. See the module's docstring."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Structure,
+        outputs: Structure,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        symbols: Mapping[str, SymbolRange] | None = None,
+    ) -> None:
+        self.name = name
+        self.fx = fx.Graph()
+        self.inputs = inputs
+        self.outputs = outputs
+        self.weights: dict[str, torch.Tensor] = dict(weights or {})
+        self.symbols: dict[str, SymbolRange] = dict(symbols or {})
+        self._path = ""
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self.fx.nodes)
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return [node for node in self.fx.nodes if node.op == "placeholder"]
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        return [node for node in self.fx.nodes if node.op == "call_function"]
+
+    @property
+    def output(self) -> fx.Node:
+        """The output node; `output.args[0]` is the flat tuple of results."""
+        return next(iter(reversed(self.fx.nodes)))
+
+    def weight(self, node: Any) -> torch.Tensor | None:
+        """The tensor that a get_attr node reads, None for anything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return self.weights[str(node.target)]
+        return None
+
+    # -- building --------------------------------------------------------------------------------
+
+    def add_input(self, name: str, type: TensorType) -> fx.Node:
+        node = self.fx.placeholder(name)
+        node.meta.update(type=type, path="", group=None)
+        return node
+
+    def add_weight(self, name: str, tensor: torch.Tensor, path: str | None = None) -> fx.Node:
+        """A get_attr node for `tensor`, stored under `name` (made unique where another tensor has that name)."""
+        unique, count = name, 0
+        while unique in self.weights and self.weights[unique] is not tensor:
+            count += 1
+            unique = f"{name}.{count}"
+        self.weights[unique] = tensor
+        node = self.fx.create_node("get_attr", unique, name=identifier(unique))
+        node.meta.update(type=TensorType.of(tensor), path=self._path if path is None else path, group=None)
+        return node
+
+    def call(self, target: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
+        """Append an operator at the insertion point; its type comes from the operator's shape rule.
+
+        The provenance is that of the `at(node)` block around the call.
+        """
+        from graphc.operators.inference import infer
+
+        node = self.fx.create_node("call_function", target, args, kwargs, name=name)
+        node.meta.update(path=self._path, group=None)
+        node.meta["type"] = infer(node)
+        return node
+
+    @contextmanager
+    def at(self, node: fx.Node) -> Iterator[None]:
+        """Insert before `node`, with its provenance."""
+        previous, self._path = self._path, node.meta.get("path", "")
+        try:
+            with self.fx.inserting_before(node):
+                yield
+        finally:
+            self._path = previous
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all users of `old` use `new`, and drop `old`; `new` takes over its name."""
+        old.replace_all_uses_with(new)
+        name = old.name
+        self.fx.erase_node(old)
+        if new.op == "call_function":
+            new.name = name
+
+    def set_output(self, results: Sequence[fx.Node]) -> None:
+        node = self.fx.output(tuple(results))
+        node.meta.update(path="", group=None)
+
+    def drop_unused(self) -> bool:
+        """Remove operators and weights that no result depends on; inputs stay. True where anything went."""
+        changed = False
+        for node in reversed(list(self.fx.nodes)):
+            if node.op in ("call_function", "get_attr") and not node.users:
+                self.fx.erase_node(node)
+                changed = True
+        used = {str(node.target) for node in self.fx.nodes if node.op == "get_attr"}
+        changed |= len(used) != len(self.weights)
+        self.weights = {name: tensor for name, tensor in self.weights.items() if name in used}
+        return changed
+
+    def clone(self) -> Graph:
+        """A graph with its own nodes and the same tensors: what a pass works on."""
+        other = Graph(self.name, self.inputs, self.outputs, self.weights, self.symbols)
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self.fx.nodes:
+            copy = other.fx.create_node(
+                node.op,
+                node.target,
+                fx.map_arg(node.args, copies.__getitem__),
+                fx.map_arg(node.kwargs, copies.__getitem__),
+                name=node.name,
+            )
+            copy.name = node.name
+            copy.meta = dict(node.meta)
+            copies[node] = copy
+        return other
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def bind(self, leaves: Sequence[torch.Tensor]) -> dict[sympy.Symbol, int]:
+        """Check flat inputs against the declared types and solve for the dynamic sizes.
+
+        Raises InputError that names the input and what would be legal.
+        """
+        placeholders = self.placeholders
+        if len(leaves) != len(placeholders):
+            raise InputError(f"{self.name} takes {len(placeholders)} input tensors, got {len(leaves)}")
+        sizes: dict[sympy.Symbol, int] = {}
+        for node, value in zip(placeholders, leaves, strict=True):
+            expected: TensorType = node.meta["type"]
+            for size, actual in zip(expected.shape, value.shape, strict=False):
+                if isinstance(size, sympy.Symbol):
+                    sizes.setdefault(size, int(actual))
+        for node, value in zip(placeholders, leaves, strict=True):
+            expected = node.meta["type"]
+            shape = tuple(evaluate(size, sizes) for size in expected.shape)
+            if tuple(value.shape) != shape or value.dtype != expected.dtype:
+                raise InputError(f"input '{node.name}' must be {expected}, got {TensorType.of(value)}")
+        for known, value in sizes.items():
+            allowed = self.symbols[known.name]
+            if not allowed.minimum <= value <= allowed.maximum:
+                raise InputError(
+                    f"size '{known}' must lie between {allowed.minimum} and {allowed.maximum}, the inputs make it {value}"
+                )
+        return sizes
+
+    def run(self, *args: Any, observe: Callable[[fx.Node, Any], None] | None = None, **kwargs: Any) -> Any:
+        """Run in PyTorch: the meaning of the graph. `observe(node, value)` sees each operator's result."""
+        results = self.run_flat([torch.as_tensor(leaf) for leaf in self.inputs.flatten(args, kwargs)], observe)
+        return self.outputs.unflatten(results)
+
+    def run_flat(
+        self, leaves: Sequence[torch.Tensor], observe: Callable[[fx.Node, Any], None] | None = None
+    ) -> list[torch.Tensor]:
+        """As `run`, over the flat list of inputs. Values are freed after their last use."""
+        sizes = self.bind(leaves)
+        last_use = {used: node for node in self.fx.nodes for used in node.all_input_nodes}
+        values: dict[fx.Node, Any] = dict(zip(self.placeholders, leaves, strict=True))
+        for node in self.fx.nodes:
+            if node.op == "get_attr":
+                values[node] = self.weights[str(node.target)]
+            elif node.op == "call_function":
+                args, kwargs = concrete((node.args, node.kwargs), values.__getitem__, sizes)
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                if observe is not None:
+                    observe(node, values[node])
+            elif node.op == "output":
+                return [values[result] for result in node.args[0]]  # type: ignore[union-attr,index,misc]
+            for used in node.all_input_nodes:
+                if last_use[used] is node and used.op == "call_function":
+                    values.pop(used, None)
+        raise AssertionError("a graph ends with its output node")
+
+
+def concrete(arguments: Any, value: Callable[[fx.Node], Any], sizes: Mapping[sympy.Symbol, Any]) -> Any:
+    """Node arguments with nodes replaced by `value(node)` and symbolic sizes by numbers."""
+    if isinstance(arguments, fx.Node):
+        return value(arguments)
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(concrete(item, value, sizes) for item in arguments)
+    if isinstance(arguments, dict):
+        return {key: concrete(item, value, sizes) for key, item in arguments.items()}
+    if isinstance(arguments, sympy.Expr):
+        return evaluate(arguments, sizes)
+    return arguments
+
+
+def evaluate(size: Size, sizes: Mapping[sympy.Symbol, Any]) -> Any:
+    """A size with the symbols' values put in."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, sympy.Symbol):
+        return sizes[size]
+    return int(size.subs(sizes))
+
+
+def identifier(name: str) -> str:
+    """A node name for a dotted weight or module name."""
+    text = "".join(char if char.isalnum() else "_" for char in name)
+    return text if text[:1].isalpha() or text[:1] == "_" else f"_{text}"
+
+
+def is_item(node: fx.Node) -> bool:
+    """Whether the node picks one result of an operator with several."""
+    return node.op == "call_function" and node.target is operator.getitem

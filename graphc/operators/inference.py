@@ -1,0 +1,136 @@
+"""The type of an operator's result, from torch's own shape rules run on tensors without data."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import sympy
+import torch
+from torch import fx
+
+import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
+from graphc.errors import VerificationError
+
+if TYPE_CHECKING:
+    from graphc.graph import NodeType, TensorType
+
+# A dynamic size's stand-in while shape rules run: prime and large, so that no rule mistakes it for a size it knows.
+_HINTS = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
+
+_KNOWN: dict[Hashable, Any] = {}
+
+
+def infer(node: fx.Node) -> NodeType:
+    """The type of a call_function node, from the types of its arguments. Raises VerificationError where none fits.
+
+    Results are cached by operator and argument types, so that large graphs verify quickly.
+    """
+    key = (node.target, _signature(node.args), _signature(node.kwargs))
+    if key not in _KNOWN:
+        _KNOWN[key] = _item(node) if node.target is operator.getitem else _infer(node)
+    result: NodeType = _KNOWN[key]
+    return result
+
+
+def _signature(argument: Any) -> Hashable:
+    if isinstance(argument, fx.Node):
+        return ("node", argument.meta["type"])
+    if isinstance(argument, tuple | list):
+        return tuple(_signature(item) for item in argument)
+    if isinstance(argument, dict):
+        return tuple((name, _signature(item)) for name, item in argument.items())
+    if isinstance(argument, float):
+        return float  # no shape or dtype depends on the value of a float
+    return (type(argument), argument)
+
+
+def _item(node: fx.Node) -> TensorType:
+    source, index = node.args
+    types = source.meta["type"]  # type: ignore[union-attr]
+    if not isinstance(types, tuple) or not 0 <= index < len(types):  # type: ignore[operator]
+        raise VerificationError(f"%{node.name} picks result {index} of %{source}, which has no such result")
+    result: TensorType = types[index]  # type: ignore[index]
+    return result
+
+
+class _Sizes:
+    """Concrete sizes as they are; symbolic ones as torch.SymInt of a shape environment made for one inference."""
+
+    def __init__(self, node: fx.Node) -> None:
+        symbols = sorted({known for size in _sizes((node.args, node.kwargs)) for known in size.free_symbols}, key=str)
+        self.mode: AbstractContextManager[Any] = nullcontext()
+        # Plain meta tensors are a hundred times cheaper; only fake tensors know symbolic sizes in every operator.
+        self.device = torch.device("cpu" if symbols else "meta")
+        self.hints = dict(zip(symbols, _HINTS, strict=False))
+        self.outward: dict[sympy.Symbol, sympy.Symbol] = {}
+        if symbols:
+            from torch._dynamo.source import ConstantSource
+            from torch._subclasses.fake_tensor import FakeTensorMode
+            from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+            self.environment = ShapeEnv()
+            self.mode = FakeTensorMode(shape_env=self.environment)
+            # torch names the sizes in its own way: translated on the way in and on the way out.
+            self.inward = {
+                known: self.environment.create_symbol(
+                    hint, ConstantSource(str(known)), DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
+                )
+                for known, hint in self.hints.items()
+            }
+            self.outward = {own: known for known, own in self.inward.items()}
+
+    def enter(self, argument: Any) -> Any:
+        """An argument with sizes for expressions and empty tensors for nodes."""
+        if isinstance(argument, fx.Node):
+            types = argument.meta["type"]
+            return tuple(self._empty(t) for t in types) if isinstance(types, tuple) else self._empty(types)
+        if isinstance(argument, sympy.Expr):
+            hint = int(argument.subs(self.hints))
+            return self.environment.create_symintnode(argument.subs(self.inward), hint=hint)
+        if isinstance(argument, tuple | list):
+            return type(argument)(self.enter(item) for item in argument)
+        if isinstance(argument, dict):
+            return {key: self.enter(item) for key, item in argument.items()}
+        return self.device if isinstance(argument, torch.device) else argument
+
+    def _empty(self, kind: TensorType) -> torch.Tensor:
+        return torch.empty(self.enter(kind.shape), dtype=kind.dtype, device=self.device)
+
+    def leave(self, tensor: torch.Tensor) -> TensorType:
+        """The type of a result, in the graph's symbols."""
+        from graphc.graph import TensorType
+
+        kind = TensorType.of(tensor)
+        return TensorType(tuple(s if isinstance(s, int) else s.subs(self.outward) for s in kind.shape), kind.dtype)
+
+
+def _infer(node: fx.Node) -> NodeType:
+    sizes = _Sizes(node)
+    try:
+        with sizes.mode:
+            value = node.target(*sizes.enter(node.args), **sizes.enter(dict(node.kwargs)))  # type: ignore[operator]
+    except Exception as error:
+        where = f" (layer '{node.meta.get('path')}')" if node.meta.get("path") else ""
+        types = ", ".join(f"%{used.name}: {used.meta['type']}" for used in node.all_input_nodes)
+        raise VerificationError(f"%{node.name} = {node.target}{where} cannot take {types}: {error}") from error
+    if isinstance(value, torch.Tensor):
+        return sizes.leave(value)
+    return tuple(sizes.leave(item) for item in value)
+
+
+def _sizes(argument: Any) -> Iterator[sympy.Expr]:
+    """Symbolic sizes among arguments and in the shapes of argument nodes."""
+    if isinstance(argument, fx.Node):
+        types = argument.meta["type"]
+        for kind in types if isinstance(types, tuple) else (types,):
+            yield from _sizes(kind.shape)
+    elif isinstance(argument, sympy.Expr):
+        yield argument
+    elif isinstance(argument, tuple | list):
+        for item in argument:
+            yield from _sizes(item)
+    elif isinstance(argument, dict):
+        yield from _sizes(list(argument.values()))
