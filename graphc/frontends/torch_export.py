@@ -1,0 +1,322 @@
+"""PyTorch in: torch.export, decomposed to Core ATen and a few composites that kernels want whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from graphc.errors import CaptureError
+from graphc.graph import DTYPE_NAMES, Graph, SymbolRange, TensorType, symbol
+from graphc.structure import Structure
+
+aten = torch.ops.aten
+
+# Composites that stay whole: one node, one meaning, one kernel.
+KEPT = (
+    aten.linear.default,
+    aten.silu.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.softplus.default,
+    aten.layer_norm.default,
+    aten.group_norm.default,
+    aten.softmax.int,
+    aten.log_softmax.int,
+    aten.scaled_dot_product_attention.default,
+    aten.max_pool2d.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.pixel_shuffle.default,
+    aten.prelu.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+)
+
+# Run-time checks that export inserts: shapes and dtypes are checked by the artifact itself.
+_CHECKS = ("_assert", "sym_constrain", "_assert_async", "_assert_scalar", "_assert_tensor_metadata")
+
+
+def capture(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+) -> Graph:
+    """Trace a module in inference mode, non-strict first and then strict.
+
+    args, kwargs: example inputs; only their structure, shapes and dtypes matter. dynamic_shapes: as torch.export takes
+    it, with `torch.export.Dim("batch", min=1, max=64)` for each dynamic size. Raises CaptureError.
+    """
+    failures: list[Exception] = []
+    with _inference(model), torch.no_grad(), _quiet():
+        for strict in (False, True):
+            try:
+                program = torch.export.export(
+                    model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=strict
+                )
+                break
+            except Exception as error:
+                failures.append(error)
+        else:
+            raise CaptureError(_explain(model, failures)) from failures[0]
+    names = _dimension_names(program, args, kwargs or {}, dynamic_shapes)
+    return from_exported_program(program, name or type(model).__name__, names)
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back: tracing must not change the user's model."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own warnings and logs: what matters of them is in the error."""
+    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.export", "torch.fx", "torch._export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
+    """What stopped the export, in the user's layer and line."""
+    names = {id(module): name for name, module in model.named_modules()}
+    layer, line = "", ""
+    for frame, number in _frames(failures):
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and not frame.f_code.co_filename.startswith(torch.__path__[0]):
+            layer = names[id(owner)] or type(model).__name__
+            line = f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{number}"
+    text = str(failures[0]).strip()
+    first = text.splitlines()[0] if text else type(failures[0]).__name__
+    hint = ""
+    if any(word in text for word in ("data-dependent", "DataDependent", "Could not guard", "dynamic control flow")):
+        hint = (
+            "\nThe Python code branches or loops on the values of a tensor, which has no fixed graph. "
+            "Use torch.where or torch.cond, or move the decision out of the model."
+        )
+    elif "dynamic_shapes" in text or "Constraints violated" in text or "specialized" in text:
+        hint = "\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like this."
+    where = f" in layer '{layer}' ({line})" if layer else ""
+    return f"torch.export cannot trace {type(model).__name__}{where}: {first}{hint}"
+
+
+def _frames(failures: Sequence[BaseException]) -> Iterator[tuple[FrameType, int]]:
+    """The frames of the first failure that passed through Python code, its causes included."""
+    for failure in failures:
+        error: BaseException | None = failure
+        while error is not None:
+            yield from traceback.walk_tb(error.__traceback__)
+            error = error.__cause__ or error.__context__
+
+
+def from_exported_program(
+    program: ExportedProgram, name: str = "model", dimension_names: Mapping[str, str] | None = None
+) -> Graph:
+    """The Graph of an ExportedProgram. Raises CaptureError for mutation and for inputs that are no tensors."""
+    with _quiet():
+        program = program.run_decompositions(_decompositions())
+    signature = program.graph_signature
+    mutated = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if mutated:
+        raise CaptureError(
+            f"the model writes to {', '.join(repr(item) for item in mutated)} while it runs; graphc compiles pure "
+            "functions: return the new state as an output and pass it in again"
+        )
+    translate = _Symbols(program, dimension_names or {})
+    kinds = {spec.arg.name: spec for spec in signature.input_specs}
+    stored: dict[Any, str] = {}
+    values: dict[fx.Node, Any] = {}
+    leaves: list[bool] = []
+    constants: list[Any] = []
+    graph = Graph(name, Structure("leaf"), Structure("leaf"), symbols=translate.ranges)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder":
+            spec = kinds[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                is_tensor = isinstance(value, torch.Tensor)
+                leaves.append(is_tensor)
+                constants.append(None if is_tensor else value)
+                values[node] = graph.add_input(node.name, translate.type(value, node.name)) if is_tensor else value
+            else:
+                tensor = _stored_tensor(program, str(spec.target))
+                key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+                target = stored.setdefault(key, str(spec.target)) if tensor.numel() else str(spec.target)
+                if target not in graph.weights:
+                    translate.dtype(tensor.dtype, f"weight '{target}'")
+                    graph.weights[target] = tensor.detach().clone(memory_format=torch.contiguous_format)
+                values[node] = graph.add_weight(target, graph.weights[target], path=target.rpartition(".")[0])
+        elif node.op == "call_function":
+            if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+                values[node] = translate.expression(value)
+            elif not any(check in str(node.target) for check in _CHECKS):
+                values[node] = _copy(graph, node, values, translate)
+        elif node.op == "output":
+            results = [values[item] if isinstance(item, fx.Node) else item for item in node.args[0]]
+            graph.set_output([item for item in results if isinstance(item, fx.Node)])
+        else:
+            raise CaptureError(f"torch.export produced a '{node.op}' node, '{node.name}', which has no meaning here")
+    graph.inputs = _structure(program.call_spec.in_spec, leaves, constants)
+    graph.outputs = _structure(program.call_spec.out_spec, [isinstance(r, fx.Node) for r in results], results)
+    graph.drop_unused()
+    return graph
+
+
+def _decompositions() -> Any:
+    table = torch.export.default_decompositions()
+    for composite in KEPT:
+        table.pop(composite, None)
+    return table
+
+
+def _stored_tensor(program: ExportedProgram, name: str) -> torch.Tensor:
+    found = program.state_dict.get(name, program.constants.get(name))
+    if not isinstance(found, torch.Tensor):
+        raise CaptureError(f"the model uses '{name}' ({type(found).__name__}), which is no tensor")
+    return found
+
+
+def _copy(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], translate: _Symbols) -> fx.Node:
+    args = fx.map_arg(node.args, values.__getitem__)
+    kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+    copy = graph.fx.create_node("call_function", node.target, args, kwargs, name=node.name)
+    value = node.meta["val"]
+    kind = (
+        translate.type(value, node.name)
+        if isinstance(value, torch.Tensor)
+        else tuple(translate.type(item, node.name) for item in value)
+    )
+    copy.meta.update(type=kind, path=_module_path(node), group=None)
+    return copy
+
+
+def _module_path(node: fx.Node) -> str:
+    """The user's module path of a node: "layer1.0.conv1"."""
+    stack = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    path = stack[-1] if stack and not stack[-1].startswith("_empty_nn_module_stack") else ""
+    return str(path).replace("L['self']", "").replace("['", ".").replace("']", "").lstrip(".")
+
+
+class _Symbols:
+    """torch's symbolic sizes, in the user's names and with their ranges."""
+
+    def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
+        self.ranges: dict[str, SymbolRange] = {}
+        self._new: dict[sympy.Symbol, sympy.Symbol] = {}
+        for old, bounds in program.range_constraints.items():
+            if not isinstance(old, sympy.Symbol):
+                continue
+            name = names.get(str(old), f"size{len(self._new)}")
+            if not bounds.upper.is_finite or int(bounds.upper) >= 2**31:
+                raise CaptureError(
+                    f"dynamic size '{name}' has no maximum, which memory planning needs: "
+                    f'declare torch.export.Dim("{name}", min=1, max=...)'
+                )
+            self.ranges[name] = SymbolRange(max(int(bounds.lower), 1), int(bounds.upper))
+            self._new[old] = symbol(name)
+
+    def expression(self, value: Any) -> Any:
+        inner = value.node.expr
+        if inner.is_Integer:
+            return int(inner)
+        if inner.is_number:
+            return float(inner)
+        return inner.subs(self._new)
+
+    def dtype(self, dtype: torch.dtype, what: str) -> torch.dtype:
+        if dtype not in DTYPE_NAMES:
+            raise CaptureError(f"{what} is {dtype}; graphc takes {', '.join(DTYPE_NAMES.values())}")
+        return dtype
+
+    def type(self, value: torch.Tensor, what: str) -> TensorType:
+        shape = tuple(self.expression(s) if isinstance(s, torch.SymInt) else int(s) for s in value.shape)
+        return TensorType(shape, self.dtype(value.dtype, f"'{what}'"))
+
+
+def _structure(spec: Any, is_leaf: Sequence[bool], values: Sequence[Any]) -> Structure:
+    """torch's TreeSpec as a Structure: rebuild the containers around marks, then read them."""
+    leaf = object()
+    marks = [leaf if known else value for known, value in zip(is_leaf, values, strict=True)]
+    with _quiet():
+        nested = pytree.tree_unflatten(marks, spec)
+    return Structure.of(_plain(nested), lambda item: item is leaf)
+
+
+def _plain(value: Any) -> Any:
+    """Containers of other libraries (model outputs, data classes) as tuples, lists and dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value)) if type(value) in (tuple, list) else tuple(map(_plain, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value
+
+
+def _dimension_names(
+    program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> dict[str, str]:
+    """torch's symbol -> the name of the user's Dim."""
+    if dynamic_shapes is None:
+        return {}
+    specs = list(dynamic_shapes.values()) if isinstance(dynamic_shapes, Mapping) else list(dynamic_shapes)
+    inputs = [*args, *kwargs.values()]
+    if isinstance(dynamic_shapes, Mapping) and set(dynamic_shapes) >= set(kwargs):
+        positional = [spec for key, spec in dynamic_shapes.items() if key not in kwargs]
+        specs = positional[: len(args)] + [dynamic_shapes[key] for key in kwargs]
+    dims: list[Any] = []
+    for value, spec in zip(inputs, specs, strict=False):
+        dims.extend(_leaf_dims(value, spec))
+    nodes = {node.name: node for node in program.graph.nodes}
+    tensors = [nodes[name].meta.get("val") for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
+    found: dict[str, str] = {}
+    for value, spec in zip(tensors, dims, strict=False):
+        for axis, dim in spec.items():
+            size = value.shape[axis]
+            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
+                found.setdefault(str(size.node.expr), getattr(dim, "__name__", f"size{len(found)}"))
+    return found
+
+
+def _leaf_dims(value: Any, spec: Any) -> list[dict[int, Any]]:
+    """For each tensor in `value`, axis -> Dim."""
+    if isinstance(value, torch.Tensor):
+        axes = spec if isinstance(spec, Mapping) else dict(enumerate(spec or ()))
+        return [{axis: dim for axis, dim in axes.items() if dim is not None and not isinstance(dim, int)}]
+    if isinstance(value, Mapping):
+        return [dims for key, item in value.items() for dims in _leaf_dims(item, spec[key] if spec else None)]
+    if isinstance(value, tuple | list):
+        items = spec if spec is not None else [None] * len(value)
+        return [dims for item, inner in zip(value, items, strict=True) for dims in _leaf_dims(item, inner)]
+    return []
