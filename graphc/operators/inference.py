@@ -62,17 +62,20 @@ class _Sizes:
     def __init__(self, node: fx.Node) -> None:
         symbols = sorted({known for size in _sizes((node.args, node.kwargs)) for known in size.free_symbols}, key=str)
         self.mode: AbstractContextManager[Any] = nullcontext()
+        self.dispatcher: AbstractContextManager[Any] = nullcontext()
         # Plain meta tensors are a hundred times cheaper; only fake tensors know symbolic sizes in every operator.
         self.device = torch.device("cpu" if symbols else "meta")
         self.hints = dict(zip(symbols, _HINTS, strict=False))
         self.outward: dict[sympy.Symbol, sympy.Symbol] = {}
         if symbols:
             from torch._dynamo.source import ConstantSource
+            from torch._dispatch.python import enable_python_dispatcher
             from torch._subclasses.fake_tensor import FakeTensorMode
             from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
             self.environment = ShapeEnv()
             self.mode = FakeTensorMode(shape_env=self.environment)
+            self.dispatcher = enable_python_dispatcher()  # composites in Python, where sizes stay symbolic
             # torch names the sizes in its own way: translated on the way in and on the way out.
             self.inward = {
                 known: self.environment.create_symbol(
@@ -110,7 +113,7 @@ class _Sizes:
 def _infer(node: fx.Node) -> NodeType:
     sizes = _Sizes(node)
     try:
-        with sizes.mode:
+        with sizes.mode, sizes.dispatcher:
             value = node.target(*sizes.enter(node.args), **sizes.enter(dict(node.kwargs)))  # type: ignore[operator]
     except Exception as error:
         where = f" (layer '{node.meta.get('path')}')" if node.meta.get("path") else ""
