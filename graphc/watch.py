@@ -1,0 +1,101 @@
+"""What can be watched while a pipeline runs: dumps, timing, drift. Each is called as `watch(step, before, after)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from graphc import text
+from graphc.errors import VerificationError
+from graphc.graph import Graph
+from graphc.pipeline import Step
+
+# The largest error, relative to the largest output, that a pass's promise allows. "close" is one int8 step; a
+# "lossy" pass promises nothing here.
+TOLERANCE = {"exact": 1e-4, "close": 1.0 / 127, "lossy": math.inf}
+
+
+@dataclass
+class DumpIR:
+    """Writes one file a pass, numbered, into `folder`; tensors lie once in `folder/weights` by their digest."""
+
+    folder: Path
+    written: list[Path] = field(default_factory=list)
+
+    def __call__(self, step: Step, before: Graph, after: Graph) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.written:
+            self._write(before, "00_input.txt")
+        self._write(after, f"{step}.txt")
+
+    def _write(self, graph: Graph, name: str) -> None:
+        path = self.folder / name
+        text.save(graph, path)
+        self.written.append(path)
+
+
+@dataclass
+class Timing:
+    """Seconds of each pass, and how many nodes it left."""
+
+    rows: list[tuple[str, float, int, int]] = field(default_factory=list)
+
+    def __call__(self, step: Step, before: Graph, after: Graph) -> None:
+        self.rows.append((str(step.applied), step.seconds, len(before.fx.nodes), len(after.fx.nodes)))
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """What a pass changed: signal-to-noise ratio in decibel and the largest absolute error, over all outputs."""
+
+    name: str
+    sqnr: float
+    max_error: float
+    relative: float
+
+
+@dataclass
+class Drift:
+    """Runs a probe through the graph before and after each pass; a pass that drifts further than it promises is an
+    error that names it."""
+
+    probe: Sequence[torch.Tensor]
+    rows: list[DriftRow] = field(default_factory=list)
+    _last: tuple[Graph, list[torch.Tensor]] | None = None
+
+    def __call__(self, step: Step, before: Graph, after: Graph) -> None:
+        if after is before:
+            self.rows.append(DriftRow(str(step.applied), math.inf, 0.0, 0.0))
+            return
+        known = self._last
+        old = known[1] if known is not None and known[0] is before else before.run_flat(list(self.probe))
+        new = after.run_flat(list(self.probe))
+        self._last = (after, new)
+        row = drift(str(step.applied), old, new)
+        self.rows.append(row)
+        fidelity = step.applied.fidelity
+        if not row.relative <= TOLERANCE[fidelity]:
+            raise VerificationError(
+                f"it promises to be {fidelity} (relative error up to {TOLERANCE[fidelity]:.2g}), but changed the "
+                f"outputs by {row.relative:.2g} ({row.sqnr:.1f} dB)"
+            )
+
+
+def drift(name: str, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> DriftRow:
+    """Compare two lists of outputs. Equal NaN and infinities count as equal."""
+    signal = noise = worst = peak = 0.0
+    for a, b in zip(old, new, strict=True):
+        left, right = a.to(torch.float64), b.to(torch.float64)
+        same = (left == right) | (left.isnan() & right.isnan())
+        error = torch.where(same, 0.0, (left - right).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+        finite = left.nan_to_num(0.0, 0.0, 0.0)
+        signal += float((finite**2).sum())
+        noise += float((error**2).sum())
+        worst = max(worst, float(error.max()) if error.numel() else 0.0)
+        peak = max(peak, float(finite.abs().max()) if finite.numel() else 0.0)
+    sqnr = math.inf if noise == 0 else (-math.inf if signal == 0 else 10 * math.log10(signal / noise))
+    return DriftRow(name, sqnr, worst, 0.0 if worst == 0 else worst / peak if peak else math.inf)
