@@ -24,7 +24,7 @@ Protocol: TypeAlias = Callable[[Run, int | None, int], dict[str, float]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A protocol on named data, and the float network's figures there; the first metric of `baseline` is the main one."""
+    """A protocol on named data, and the float network's figures there; the first metric is the main one."""
 
     data: str
     protocol: Protocol
@@ -107,7 +107,8 @@ def average_ranks(values: Tensor) -> Tensor:
     """Ranks from 1, equal values sharing the mean of theirs: [N] -> float64 [N]."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[inverse]
+    ranks: Tensor = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

@@ -32,7 +32,8 @@ class Entry:
     """One network of the zoo.
 
     `build()` gives the module with its weights, in evaluation mode. `calibrate(count, batch)` yields batches of inputs
-    that the benchmarks do not score. `batch` and `calibration_size` are the defaults of the methods below.
+    that the benchmarks do not score; `example(batch)` gives one batch where calibration data is slow to make. `batch`
+    and `calibration_size` are the defaults of the methods below.
     """
 
     build: Callable[[], nn.Module]
@@ -40,6 +41,7 @@ class Entry:
     benchmarks: tuple[Benchmark, ...]
     batch: int
     calibration_size: int = 256
+    example: Callable[[int], Inputs] | None = None
 
     @property
     def metric(self) -> str:
@@ -53,7 +55,7 @@ class Entry:
 
     def example_inputs(self, batch: int = 1) -> Inputs:
         """One batch of real inputs, to trace and to compare with."""
-        return next(iter(self.calibrate(batch, batch)))
+        return self.example(batch) if self.example else next(self.calibrate(batch, batch))
 
     def calibration(self, count: int | None = None, batch: int | None = None) -> Iterator[Inputs]:
         """Batches of inputs for calibration, `count` items in all."""
@@ -139,7 +141,14 @@ def _language_model(
     build = _builder(network, f"lm_stories/{weights}.safetensors")
     baseline = {"NLL/token": nll, "perplexity": perplexity, "bits/char": bits}
     benchmark = Benchmark("TinyStories, 118", benchmarks.story_likelihood(encode, context), baseline)
-    return Entry(build, calibration.own_stories(build, context), (benchmark,), batch=4, calibration_size=4)
+    return Entry(
+        build,
+        calibration.own_stories(build, context),
+        (benchmark,),
+        batch=4,
+        calibration_size=2,
+        example=lambda batch: (benchmarks.story_windows(encode, context, batch)[0][:batch],),
+    )
 
 
 _KEYWORDS = "mlperf_tiny/kws_1000.npz"
@@ -230,7 +239,11 @@ MODELS: dict[str, Entry] = {
         from_images(_calibration_keywords, _keyword_features),
         (
             Benchmark("Speech Commands, 1,000", _raw_top(_KEYWORDS, _keyword_features, "features"), {"top-1 %": 91.3}),
-            Benchmark("Speech Commands, 900 unseen", classification(_unseen_keywords, _keyword_features), {"top-1 %": 91.11}),
+            Benchmark(
+                "Speech Commands, 900 unseen",
+                classification(_unseen_keywords, _keyword_features),
+                {"top-1 %": 91.11},
+            ),
         ),
         batch=100,
         calibration_size=100,

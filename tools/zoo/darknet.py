@@ -1,12 +1,14 @@
 """Tiny Darknet (Redmon, pjreddie.com/darknet/tiny-darknet): sixteen convolutions, three by three and one by one."""
 
+import re
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # (kernel, output channels) of a convolution, or None for a 2x2 max pooling.
 LAYERS = (
-    (3, 16), None, (3, 32), None, (1, 16), (3, 128), (1, 16), (3, 128), None, (1, 32), (3, 256), (1, 32), (3, 256), None,
-    (1, 64), (3, 512), (1, 64), (3, 512), (1, 128), (1, 1000),
+    (3, 16), None, (3, 32), None, (1, 16), (3, 128), (1, 16), (3, 128), None, (1, 32), (3, 256), (1, 32), (3, 256),
+    None, (1, 64), (3, 512), (1, 64), (3, 512), (1, 128), (1, 1000),
 )  # fmt: skip
 
 
@@ -46,8 +48,7 @@ class TinyDarknet(nn.Module):
 
 
 def rename(name: str) -> str:
-    """The module path of a stored tensor: `conv3.weight` -> `features.5.conv.weight`, `conv15.bias` -> `classifier.bias`."""
-    layer, tensor = name.split(".")
-    kind, index = layer.rstrip("0123456789"), int(layer.lstrip("convbn"))
-    position = [i for i, layer in enumerate(LAYERS) if layer is not None][index]
+    """The module path of a stored tensor: `bn3.bias` -> `features.5.bn.bias`, `conv15.bias` -> `classifier.bias`."""
+    kind, index, tensor = re.split(r"(\d+)\.", name)
+    position = [i for i, layer in enumerate(LAYERS) if layer is not None][int(index)]
     return f"classifier.{tensor}" if position == len(LAYERS) - 1 else f"features.{position}.{kind}.{tensor}"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class DataNotFoundError(GraphcError):
 
 
 def root() -> Path:
-    """The data folder: $GRAPHC_DATA, else the first `shared/data` beside the working directory, this file or a parent."""
+    """The data folder: $GRAPHC_DATA, else the nearest `shared/data` above the working directory or this file."""
     configured = os.environ.get("GRAPHC_DATA")
     if configured:
         if not Path(configured).is_dir():
@@ -78,7 +79,7 @@ def jpeg_images(name: str, limit: int | None = None) -> Tensor:
     """The first `limit` JPEG images of an .npz archive, uint8 [N, 3, H, W] RGB."""
     image = _pillow()
     stored, offsets = array(name, "data"), array(name, "offsets")
-    spans = list(zip(offsets[:-1], offsets[1:], strict=True))[:limit]
+    spans = list(pairwise(offsets))[:limit]
     decoded = [np.asarray(image.open(io.BytesIO(stored[start:end].tobytes())).convert("RGB")) for start, end in spans]
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
 

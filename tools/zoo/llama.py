@@ -36,7 +36,7 @@ class Layer(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """[N, T, heads * head_dim] -> [N, heads, T, head_dim]"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         y = self.attn_norm(x)

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 (Wang et al., MiniLM, 2020): a BERT encoder with mean pooling; names follow Hugging Face's weights."""
+"""all-MiniLM-L6-v2 (Wang et al., MiniLM, 2020): a BERT encoder with mean pooling, in Hugging Face's names."""
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +55,48 @@ class Output(nn.Module):
         return normalized
 
 
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self = SelfAttention()
+        self.output = Output(HIDDEN)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        attended: Tensor = self.output(self.self(x, mask), x)
+        return attended
+
+
+class Intermediate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(HIDDEN, INTERMEDIATE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.ModuleDict({"self": SelfAttention(), "output": Output(HIDDEN)})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(HIDDEN, INTERMEDIATE)})
+        self.attention = Attention()
+        self.intermediate = Intermediate()
         self.output = Output(INTERMEDIATE)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention["output"](self.attention["self"](x, mask), x)
-        y: Tensor = self.output(F.gelu(self.intermediate["dense"](x)), x)
-        return y
+        x = self.attention(x, mask)
+        encoded: Tensor = self.output(self.intermediate(x), x)
+        return encoded
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer() for _ in range(LAYERS))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layer:
+            x = layer(x, mask)
+        return x
 
 
 class MiniLM(nn.Module):
@@ -77,13 +108,10 @@ class MiniLM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embeddings = Embeddings()
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer() for _ in range(LAYERS))})
+        self.encoder = Encoder()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        x = self.embeddings(input_ids)
-        mask = attention_mask[:, None, None, :] != 0
-        for layer in self.encoder["layer"]:
-            x = layer(x, mask)
+        x = self.encoder(self.embeddings(input_ids), attention_mask[:, None, None, :] != 0)
         weights = attention_mask[:, :, None].to(x.dtype)
         # The sum and the mean point the same way, and only the direction is kept.
         return F.normalize((x * weights).sum(1), dim=1)

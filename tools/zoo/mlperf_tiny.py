@@ -1,4 +1,4 @@
-"""MLPerf Tiny's reference networks (Banbury et al., 2021) with batch normalization: DS-CNN, MobileNetV1-0.25, ResNet-8."""
+"""MLPerf Tiny's reference networks (Banbury et al., 2021): DS-CNN, MobileNetV1-0.25 and ResNet-8."""
 
 import re
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ class Convolution(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion (none where `expansion` is 1), 3x3 depthwise, linear 1x1 projection; residual where shapes agree."""
+    """1x1 expansion (unless `expansion` is 1), 3x3 depthwise, linear 1x1 projection; residual where shapes agree."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class MobileNetV2(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = Convolution(3, 32, 3, stride=2)
-        blocks, channels = [], 32
+        blocks: list[nn.Module] = []
+        channels = 32
         for out_channels, repeats, stride in STAGES:
             for repeat in range(repeats):
                 first_stride = stride if repeat == 0 else 1

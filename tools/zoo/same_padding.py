@@ -11,7 +11,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class SameConv2d(nn.Conv2d):
-    """`nn.Conv2d` without dilation whose padding follows the input's size: [N, C, H, W] -> [N, O, H/s, W/s], rounded up.
+    """`nn.Conv2d` without dilation, padded to the input's size: [N, C, H, W] -> [N, O, ceil(H/s), ceil(W/s)].
 
     Symmetric padding is left to the convolution; only uneven padding costs an operator of its own.
     """

@@ -2,7 +2,8 @@
 
 import json
 import re
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from graphc.tools.zoo import data
 BOS = 1
 
 
-@lru_cache(maxsize=1)
+@cache
 def _char105() -> dict[str, int]:
     pieces: list[str] = json.loads(data.path("lm_stories/char105_vocab.json").read_text(encoding="utf-8"))
     return {piece: index for index, piece in enumerate(pieces)}
@@ -25,13 +26,13 @@ def char105(text: str) -> list[int]:
     return [BOS, *(vocabulary.get(character, 0) for character in characters)]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _tok512() -> dict[bytes, tuple[float, int]]:
     tokens = json.loads(data.path("lm_stories/tok512.json").read_text(encoding="utf-8"))
     return {bytes(token["bytes"]): (token["score"], token["id"]) for token in tokens}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tok512_word(word: str) -> tuple[int, ...]:
     vocabulary = _tok512()
     pieces: list[bytes] = []
@@ -41,7 +42,7 @@ def _tok512_word(word: str) -> tuple[int, ...]:
     while True:
         merges = [
             (vocabulary[left + right][0], -position)
-            for position, (left, right) in enumerate(zip(pieces, pieces[1:], strict=False))
+            for position, (left, right) in enumerate(pairwise(pieces))
             if left + right in vocabulary
         ]
         if not merges:
@@ -59,7 +60,7 @@ def tok512(text: str) -> list[int]:
 
 
 def wordpiece(sentences: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """MiniLM's ids and mask, both int64 [N, length]: lower-case WordPiece in [CLS] ... [SEP], cut and padded to `length`."""
+    """MiniLM's ids and mask, both int64 [N, length]: lower-case WordPiece, [CLS] ... [SEP], cut or padded."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
