@@ -1,0 +1,54 @@
+"""ONNX in: a model becomes a torch.nn.Module, which torch.export captures like any other.
+
+reading      a file as a checked ModelProto          module       a ModelProto as a module of small modules
+operator     how an operator is written down         known        shapes and constants, kept out of the graph
+elementwise, layers, layout, quantized, recurrent, reduction, resize: the operators
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+from graphc.frontends import torch_export
+from graphc.frontends.onnx import elementwise, known, layers, layout, quantized, recurrent, reduction, resize
+from graphc.frontends.onnx.module import OnnxModule
+from graphc.frontends.onnx.reading import read
+from graphc.graph import Graph, identifier
+
+__all__ = ["OnnxModule", "load", "trace"]
+
+_TABLES = (
+    elementwise,
+    known,
+    layers,
+    layout,
+    quantized,
+    recurrent,
+    reduction,
+    resize,
+)  # importing them enters operators
+
+
+def load(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModule:
+    """An ONNX file or ModelProto as a module for torch.export. Raises CaptureError and UnsupportedOperatorError."""
+    return OnnxModule(read(source))
+
+
+def trace(
+    source: str | os.PathLike[str] | onnx.ModelProto,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+) -> Graph:
+    """The Graph of an ONNX model; layer paths are the ONNX nodes' names, weights keep theirs.
+
+    example_inputs: needed where the model leaves sizes open. dynamic_shapes: as torch.export takes it, by position or
+    by input name. Raises CaptureError and UnsupportedOperatorError.
+    """
+    module = load(source)
+    inputs = module.example_inputs() if example_inputs is None else tuple(example_inputs)
+    return torch_export.capture(module, inputs, dynamic_shapes=dynamic_shapes, name=name or identifier(module.name))

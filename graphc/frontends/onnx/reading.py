@@ -1,0 +1,87 @@
+"""Read an ONNX file as a checked ModelProto: nothing outside its own folder is opened, and nothing runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, checker, external_data_helper, inliner, shape_inference
+
+from graphc.errors import CaptureError
+
+OLDEST_OPSET = 9
+# Model-local functions with a meaning of their own in graphc: kept as calls.
+KEPT_DOMAIN = "graphc"
+
+
+def read(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    """A checked model with its weights inside and local functions inlined.
+
+    Raises CaptureError for a file that is missing, truncated, invalid or of a too old operator set, and for weights
+    that lie outside the model's own folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, name, folder = onnx.ModelProto(), source.graph.name or "model", None
+        model.CopyFrom(source)
+    else:
+        path = Path(source)
+        name, folder = path.name, path.parent
+        try:
+            model = onnx.load(path, load_external_data=False)
+        except OSError as error:
+            raise CaptureError(f"cannot read '{name}': {error.strerror}") from error
+        except DecodeError as error:
+            raise CaptureError(f"'{name}' is no ONNX model, or is truncated: {error}") from error
+    opset = default_opset(model)
+    if not model.HasField("graph") or opset == 0:
+        raise CaptureError(f"'{name}' is no ONNX model: it has no graph, or imports no operator set")
+    if opset < OLDEST_OPSET:
+        raise CaptureError(
+            f"'{name}' uses ONNX operator set {opset}; legal: {OLDEST_OPSET} and up "
+            "(onnx.version_converter.convert_version raises it)"
+        )
+    _load_external(model, name, folder)
+    try:
+        checker.check_model(model)
+        kept = [(function.domain, function.name) for function in model.functions if function.domain == KEPT_DOMAIN]
+        model = inliner.inline_selected_functions(model, kept, exclude=True)
+        shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (checker.ValidationError, shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise CaptureError(f"'{name}' is not valid ONNX: {error}") from error
+    return model
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """The version of the standard operator set that the model imports, 0 for none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def _load_external(model: onnx.ModelProto, name: str, folder: Path | None) -> None:
+    """Read the weights that are stored in files beside the model."""
+    for tensor in external_data_helper._get_all_tensors(model):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        fields = {entry.key: entry.value for entry in tensor.external_data}
+        location, what = fields.get("location", ""), f"weight '{tensor.name}' of '{name}'"
+        if folder is None:
+            raise CaptureError(
+                f"{what} is stored in the file '{location}': pass the model's path instead of a ModelProto"
+            )
+        path = folder / location
+        if os.path.isabs(location) or not path.resolve().is_relative_to(folder.resolve()):
+            raise CaptureError(f"{what} is stored in '{location}', which is not in the model's own folder")
+        try:
+            offset, length = int(fields.get("offset", 0)), int(fields.get("length", -1))
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                length = size - offset if length < 0 else length
+                if offset < 0 or offset + length > size:
+                    raise CaptureError(f"{what} lies beyond the end of '{location}', which is truncated")
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+        except (OSError, ValueError) as error:
+            raise CaptureError(f"{what} cannot be read from '{location}': {error}") from error
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.DEFAULT
