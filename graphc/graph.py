@@ -18,6 +18,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, TypeAlias
 
 import sympy
@@ -135,10 +136,10 @@ class Graph:
 
     def add_weight(self, name: str, tensor: torch.Tensor, path: str | None = None) -> fx.Node:
         """A get_attr node for `tensor`, stored under `name` (made unique where another tensor has that name)."""
-        unique, count = name, 0
+        unique, suffix = name, 0
         while unique in self.weights and self.weights[unique] is not tensor:
-            count += 1
-            unique = f"{name}.{count}"
+            suffix += 1
+            unique = f"{name}.{suffix}"
         self.weights[unique] = tensor
         node = self.fx.create_node("get_attr", unique, name=identifier(unique))
         node.meta.update(type=TensorType.of(tensor), path=self._path if path is None else path, group=None)
@@ -157,9 +158,9 @@ class Graph:
         return node
 
     @contextmanager
-    def at(self, node: fx.Node) -> Iterator[None]:
-        """Insert before `node`, with its provenance."""
-        previous, self._path = self._path, node.meta.get("path", "")
+    def at(self, node: fx.Node, path: str | None = None) -> Iterator[None]:
+        """Insert before `node`, with its provenance or that of `path`."""
+        previous, self._path = self._path, node.meta.get("path", "") if path is None else path
         try:
             with self.fx.inserting_before(node):
                 yield
@@ -167,12 +168,17 @@ class Graph:
             self._path = previous
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let all users of `old` use `new`, and drop `old`; `new` takes over its name."""
+        """Let all users of `old` use `new`, and drop `old`; a new operator takes over its name."""
+        fresh = not new.users and new.op == "call_function"
         old.replace_all_uses_with(new)
-        name = old.name
         self.fx.erase_node(old)
-        if new.op == "call_function":
-            new.name = name
+        if fresh:
+            new.name = old.name
+
+    def rename(self, node: fx.Node, name: str) -> None:
+        """Name a node; a number is added where another node has that name."""
+        taken = {other.name for other in self.fx.nodes if other is not node}
+        node.name = next(text for text in chain([name], (f"{name}_{i}" for i in count(1))) if text not in taken)
 
     def set_output(self, results: Sequence[fx.Node]) -> None:
         node = self.fx.output(tuple(results))

@@ -134,7 +134,7 @@ class PassFailure(PassError):
 
 def _blame(item: Pass, before: Graph, error: Exception) -> GraphcError:
     if isinstance(error, VerificationError):
-        return PassFailure(f"pass '{item}' produced an invalid graph: {error}", item, before)
+        return PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before)
     if isinstance(error, GraphcError):
         return error
     return PassFailure(f"pass '{item}' failed: {type(error).__name__}: {error}", item, before)

@@ -25,7 +25,7 @@ class Structure:
     kind: str
     children: tuple[Structure, ...] = ()
     keys: tuple[str | int, ...] = ()  # of a dict, in order
-    value: None | bool | int | float | str = None  # of a constant
+    value: bool | int | float | str | None = None  # of a constant
 
     @staticmethod
     def of(value: Any, is_leaf: Callable[[Any], bool] = lambda item: item is not None) -> Structure:

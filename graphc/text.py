@@ -203,7 +203,9 @@ def _node(
         if target not in weights:
             raise ParseError(f"there is no weight '{target}' beside this text")
         if digest(weights[target]) != weight["digest"]:
-            raise ParseError(f"weight '{target}' has digest {digest(weights[target])}, the text says {weight['digest']}")
+            raise ParseError(
+                f"weight '{target}' has digest {digest(weights[target])}, the text says {weight['digest']}"
+            )
         graph.weights[target] = weights[target]
         node = graph.fx.create_node("get_attr", target, name=name)
     else:
@@ -384,6 +386,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
     for name, number in re.findall(r'= weight ("(?:[^"\\]|\\.)*") #([0-9a-f]{16}) :', text):
         file = path.parent / "weights" / f"{number}.safetensors"
         if not file.exists():
-            raise ParseError(f"'{path.name}' needs the weight {name} in 'weights/{number}.safetensors', which is absent")
+            raise ParseError(
+                f"'{path.name}' needs the weight {name} in 'weights/{number}.safetensors', which is absent"
+            )
         weights[json.loads(name)] = load_file(file)["tensor"]
     return parse(text, weights)

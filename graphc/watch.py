@@ -14,9 +14,9 @@ from graphc.errors import VerificationError
 from graphc.graph import Graph
 from graphc.pipeline import Step
 
-# The largest error, relative to the largest output, that a pass's promise allows. "close" is one int8 step; a
-# "lossy" pass promises nothing here.
-TOLERANCE = {"exact": 1e-4, "close": 1.0 / 127, "lossy": math.inf}
+# The largest error, relative to the largest output, that a pass's promise allows. "close" leaves room for int8 steps
+# that fall the other way and add up over a few dozen layers; a "lossy" pass promises nothing here.
+TOLERANCE = {"exact": 1e-4, "close": 0.05, "lossy": math.inf}
 
 
 @dataclass

@@ -18,8 +18,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from graphc.errors import CaptureError
+from graphc.errors import CaptureError, GraphcError
 from graphc.graph import DTYPE_NAMES, Graph, SymbolRange, TensorType, symbol
+from graphc.operators.inference import infer
 from graphc.structure import Structure
 
 aten = torch.ops.aten
@@ -71,6 +72,8 @@ def capture(
                     model, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=strict
                 )
                 break
+            except GraphcError:
+                raise
             except Exception as error:
                 failures.append(error)
         else:
@@ -125,7 +128,9 @@ def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
             "Use torch.where or torch.cond, or move the decision out of the model."
         )
     elif "dynamic_shapes" in text or "Constraints violated" in text or "specialized" in text:
-        hint = "\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like this."
+        hint = (
+            "\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like this."
+        )
     where = f" in layer '{layer}' ({line})" if layer else ""
     return f"torch.export cannot trace {type(model).__name__}{where}: {first}{hint}"
 
@@ -210,13 +215,10 @@ def _copy(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], translate:
     args = fx.map_arg(node.args, values.__getitem__)
     kwargs = fx.map_arg(node.kwargs, values.__getitem__)
     copy = graph.fx.create_node("call_function", node.target, args, kwargs, name=node.name)
+    copy.meta.update(path=_module_path(node), group=None)
     value = node.meta["val"]
-    kind = (
-        translate.type(value, node.name)
-        if isinstance(value, torch.Tensor)
-        else tuple(translate.type(item, node.name) for item in value)
-    )
-    copy.meta.update(type=kind, path=_module_path(node), group=None)
+    # For operators with several results torch's tracer and its shape rules may differ: the rules count.
+    copy.meta["type"] = translate.type(value, node.name) if isinstance(value, torch.Tensor) else infer(copy)
     return copy
 
 

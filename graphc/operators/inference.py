@@ -68,8 +68,8 @@ class _Sizes:
         self.hints = dict(zip(symbols, _HINTS, strict=False))
         self.outward: dict[sympy.Symbol, sympy.Symbol] = {}
         if symbols:
-            from torch._dynamo.source import ConstantSource
             from torch._dispatch.python import enable_python_dispatcher
+            from torch._dynamo.source import ConstantSource
             from torch._subclasses.fake_tensor import FakeTensorMode
             from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 

@@ -31,7 +31,9 @@ def integer_convolution(
     largest = 255 * weight.abs().to(torch.float64).flatten(1).sum(1).max()
     dtype = _exact(largest)
     convolution = F.conv1d if x.dim() == 3 else F.conv2d
-    sums = convolution((x.to(dtype) - x_zero), weight.to(dtype), None, stride, padding, dilation, groups).to(torch.int32)
+    sums = convolution((x.to(dtype) - x_zero), weight.to(dtype), None, stride, padding, dilation, groups).to(
+        torch.int32
+    )
     return sums if bias is None else sums + bias.reshape(-1, *[1] * (x.dim() - 2))
 
 

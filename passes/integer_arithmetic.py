@@ -1,0 +1,337 @@
+"""Compute quantized layers in integers: `dequantize -> operator -> quantize` becomes integer operators and one rescale.
+
+    layer      y_q = rescale(sum (x_q - z_x) * w_q + b_q)     with b_q = round(b / (s_x s_w)), factor s_x s_w / s_y
+    sum        y_q = rescale(rescale(a_q) + rescale(b_q))     the terms in int32, at a 2^20th of the larger scale
+    mean       y_q = rescale(sum x_q)                         factor s_x / (n s_y)
+    relu, clamp before a quantize become the bounds of its rescale; views, slices and max pools run on int8
+
+Any quantized graph takes this road: graphc's own `quantize`, PyTorch's PT2E, ONNX's QDQ.
+
+before:
+graph example((%x,), {}) {
+  %w = weight "w" #0000000000000000 : i8[4, 8]
+  %ws = weight "ws" #0000000000000000 : f32[4]
+  %wz = weight "wz" #0000000000000000 : i32[4]
+  %s = weight "s" #0000000000000000 : f32[]
+  %z = weight "z" #0000000000000000 : i32[]
+  %x = input : i8[2, 8]
+  %a = graphc.dequantize.default(%x, %s, %z, None) : f32[2, 8]
+  %b = graphc.dequantize.default(%w, %ws, %wz, 0) : f32[4, 8]
+  %y = aten.linear.default(%a, %b, None) : f32[2, 4]
+  %r = aten.relu.default(%y) : f32[2, 4]
+  %q = graphc.quantize.default(%r, %s, %z, None, -128, 127) : i8[2, 4]
+  return %q
+}
+after:
+graph example((%x,), {}) {
+  %w = weight "w" #0000000000000000 : i8[4, 8]
+  %x = input : i8[2, 8]
+  %y = graphc.integer_linear.default(%x, %w, None, 0) : i32[2, 4]
+  %y_multiplier = weight "y.multiplier" #0000000000000000 : i32[4]
+  %y_shift = weight "y.shift" #0000000000000000 : i32[4]
+  %q = graphc.rescale.default(%y, %y_multiplier, %y_shift, 0, 0, 1, 0, 127) : i8[2, 4]
+  return %q
+}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphc.graph import Graph
+from graphc.operators.quantization import multiplier_and_shift
+from graphc.pipeline import Pass, PassContext
+
+aten, graphc_ops = torch.ops.aten, torch.ops.graphc
+
+# Operators that move or choose elements: on integers they do what they do on floats.
+MOVING = {
+    aten.max_pool2d.default,
+    aten.view.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.upsample_nearest2d.vec,
+}
+# Terms of a sum are taken 2^20 times finer than their scale: 8 + 20 bits, and one more for the sum.
+_HEADROOM = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer value and its meaning: (node - zero) * scale; scale is f64 [] or [C] along `axis`."""
+
+    node: fx.Node
+    scale: Tensor
+    zero: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class IntegerArithmetic(Pass):
+    """Lower every quantized operator that has an integer form; the others keep their floats."""
+
+    fidelity = "close"
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        result = graph.clone()
+        changed = False
+        for node in list(result.fx.nodes):
+            if node.target is graphc_ops.quantize.default:
+                changed |= _lower_quantize(result, node)
+        for node in list(result.fx.nodes):
+            if node.target in _LAYERS and node.users:
+                changed |= _lower_layer(result, node)
+        if not changed:
+            return graph
+        result.drop_unused()
+        return result
+
+
+def _lower_quantize(graph: Graph, node: fx.Node) -> bool:
+    """quantize([relu | clamp](operator(dequantize...)))  ->  rescale(integer operator)."""
+    parameters = _per_tensor(graph, node)
+    if parameters is None:
+        return False
+    scale, zero = parameters
+    qmin, qmax = int(node.args[4]), int(node.args[5])  # type: ignore[arg-type]
+    source, low, high = node.args[0], qmin, qmax
+    while isinstance(source, fx.Node) and source.target in (aten.relu.default, aten.clamp.default):
+        least, most = _bounds(source)
+        # Quantization is monotonous: clamping before it is clamping the quantized bounds.
+        low = max(low, _quantized(least, scale, zero, qmin, qmax)) if least is not None else low
+        high = min(high, _quantized(most, scale, zero, qmin, qmax)) if most is not None else high
+        source = source.args[0]
+    with graph.at(node):
+        value = _integer(graph, source, Integer(node, scale, zero))
+        if value is None:
+            return False
+        same = value.axis is None and value.zero == zero and bool(value.scale == scale)
+        kept = value.node.meta["type"].dtype == node.meta["type"].dtype
+        if same and kept and (low, high) == (qmin, qmax):
+            new = value.node
+        else:
+            new = _rescale(graph, value, scale, zero, low, high)
+    graph.replace(node, new)
+    return True
+
+
+def _lower_layer(graph: Graph, node: fx.Node) -> bool:
+    """A layer on integers whose result is wanted in floats."""
+    with graph.at(node):
+        value = _layer(graph, node)
+        if value is None:
+            return False
+        stem = node.meta["path"] or node.name
+        scale = graph.add_weight(f"{stem}.step", value.scale.to(torch.float32))
+        zero = graph.add_weight(f"{stem}.zero_point", torch.zeros_like(value.scale, dtype=torch.int32))
+        new = graph.call(graphc_ops.dequantize.default, value.node, scale, zero, value.axis)
+    graph.replace(node, new)
+    return True
+
+
+def _integer(graph: Graph, node: Any, wanted: Integer) -> Integer | None:
+    """The integer form of a float value; `wanted` is the form that its reader would like best."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    if node.target is graphc_ops.dequantize.default:
+        parameters = _per_tensor(graph, node)
+        return None if parameters is None else Integer(node.args[0], *parameters)  # type: ignore[arg-type]
+    if node.target in _LAYERS:
+        return _layer(graph, node)
+    if node.target in MOVING or node.target is aten.constant_pad_nd.default:
+        return _moved(graph, node, wanted)
+    if node.target is aten.add.Tensor and node.kwargs.get("alpha", 1) == 1:
+        return _sum(graph, node, wanted)
+    if node.target is aten.cat.default:
+        return _concatenation(graph, node, wanted)
+    if node.target is aten.mean.dim:
+        return _mean(graph, node, wanted)
+    if node.target is aten.avg_pool2d.default:
+        return _average_pool(graph, node, wanted)
+    return None
+
+
+def _layer(graph: Graph, node: fx.Node) -> Integer | None:
+    x = node.args[0]
+    parameters = _per_tensor(graph, x) if _is_decoded(x) else None
+    decoded = node.args[1]
+    if parameters is None or not isinstance(decoded, fx.Node) or not _is_decoded(decoded):
+        return None
+    if node.target is aten.convolution.default and node.args[6]:
+        return None
+    weight = graph.weight(decoded.args[0])
+    weight_scale, weight_zero = graph.weight(decoded.args[1]), graph.weight(decoded.args[2])
+    per_output = decoded.args[3] in (None, 0)
+    if weight is None or weight_scale is None or weight_zero is None or bool(weight_zero.any()):
+        return None
+    if weight.dtype != torch.int8 or not per_output:
+        return None
+    bias = _stored_float(graph, node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
+    if len(node.args) > 2 and node.args[2] is not None and bias is None:
+        return None
+    scale, zero = parameters
+    # A power of two is exact in f64, so the scales of one layer multiply without rounding.
+    total = (scale.double() * weight_scale.double()).expand(weight.shape[0]).contiguous()
+    integer_bias = None
+    if bias is not None:
+        steps = torch.round(bias.double() / total).clamp(-(2.0**31), 2.0**31 - 1)
+        integer_bias = graph.add_weight(
+            f"{node.meta['path'] or node.name}.bias_steps", steps.to(torch.int32), path=node.meta["path"]
+        )
+    source: Any = x.args[0]  # type: ignore[union-attr]
+    with graph.at(node):
+        if node.target is aten.linear.default:
+            new = graph.call(graphc_ops.integer_linear.default, source, decoded.args[0], integer_bias, zero)
+            axis = len(new.meta["type"].shape) - 1
+        else:
+            geometry = [list(item) for item in node.args[3:6]]  # type: ignore[union-attr]
+            new = graph.call(
+                graphc_ops.integer_convolution.default,
+                source, decoded.args[0], integer_bias, zero, *geometry, node.args[8],
+            )  # fmt: skip
+            axis = 1
+    if integer_bias is not None:
+        new.prepend(integer_bias)
+    _take_name(new, node)
+    return Integer(new, total, 0, axis)
+
+
+def _moved(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
+    value = _integer(graph, node.args[0], wanted)
+    if value is None or value.axis is not None or value.node.meta["type"].dtype not in (torch.int8, torch.uint8):
+        return None
+    args = list(node.args)
+    args[0] = value.node
+    if node.target is aten.constant_pad_nd.default:
+        filling = float(args[2]) if len(args) > 2 else 0.0  # type: ignore[arg-type]
+        limits = torch.iinfo(value.node.meta["type"].dtype)
+        args[2:] = [_quantized(filling, value.scale, value.zero, limits.min, limits.max)]
+    new = graph.call(node.target, *args, **node.kwargs)
+    _take_name(new, node)
+    return replace(value, node=new)
+
+
+def _sum(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
+    values = [_integer(graph, argument, wanted) for argument in node.args[:2]]
+    if any(value is None or value.node.meta["type"].dtype == torch.int32 for value in values):
+        return None
+    known = [value for value in values if value is not None]
+    common = torch.stack([value.scale for value in known]).max() * _HEADROOM
+    low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
+    terms = [_rescale(graph, value, common, 0, low, high) for value in known]
+    new = graph.call(aten.add.Tensor, *terms)
+    _take_name(new, node)
+    return Integer(new, common, 0)
+
+
+def _concatenation(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
+    parts: Any = node.args[0]
+    values = [_integer(graph, part, wanted) for part in parts]
+    if any(value is None for value in values):
+        return None
+    dtype = wanted.node.meta["type"].dtype
+    limits = torch.iinfo(dtype)
+    pieces = []
+    for value in values:
+        assert value is not None
+        same = value.axis is None and value.zero == wanted.zero and bool(value.scale == wanted.scale)
+        if same and value.node.meta["type"].dtype == dtype:
+            pieces.append(value.node)
+        else:
+            low, high = int(wanted.node.args[4]), int(wanted.node.args[5])  # type: ignore[arg-type]
+            low, high = max(low, limits.min), min(high, limits.max)
+            pieces.append(_rescale(graph, value, wanted.scale, wanted.zero, low, high))
+    new = graph.call(aten.cat.default, pieces, *node.args[1:])
+    _take_name(new, node)
+    return Integer(new, wanted.scale, wanted.zero)
+
+
+def _mean(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
+    value = _integer(graph, node.args[0], wanted)
+    if value is None or value.axis is not None or value.node.meta["type"].dtype == torch.int32:
+        return None
+    axes: Any = node.args[1]
+    shape = value.node.meta["type"].shape
+    count = 1
+    for axis in axes:
+        if not isinstance(shape[axis], int):
+            return None
+        count *= shape[axis]
+    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+    new = graph.call(aten.sum.dim_IntList, value.node, list(axes), keep, dtype=torch.int32)
+    _take_name(new, node)
+    return Integer(new, value.scale / count, value.zero * count)
+
+
+def _average_pool(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
+    value = _integer(graph, node.args[0], wanted)
+    args = list(node.args) + [None] * (7 - len(node.args))
+    padding = list(args[3]) if args[3] else [0, 0]  # type: ignore[arg-type]
+    if value is None or value.axis is not None or args[4] or args[6] or value.node.meta["type"].dtype == torch.int32:
+        return None
+    if any(padding) and args[5] is False:
+        return None
+    kernel = list(args[1])  # type: ignore[arg-type]
+    new = graph.call(
+        graphc_ops.integer_sum_pool2d.default, value.node, value.zero, kernel, list(args[2] or kernel), padding  # type: ignore[arg-type]
+    )  # fmt: skip
+    _take_name(new, node)
+    return Integer(new, value.scale / (kernel[0] * kernel[1]), 0)
+
+
+_LAYERS = (aten.convolution.default, aten.linear.default)
+
+
+def _rescale(graph: Graph, value: Integer, scale: Tensor, zero: int, low: int, high: int) -> fx.Node:
+    multiplier, shift = multiplier_and_shift(value.scale.double() / scale.double())
+    stem = value.node.meta["path"] or value.node.name
+    stored = graph.add_weight(f"{stem}.multiplier", multiplier), graph.add_weight(f"{stem}.shift", shift)
+    rescale = graphc_ops.rescale.default
+    return graph.call(rescale, value.node, *stored, value.zero, zero, value.axis, low, high)
+
+
+def _is_decoded(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is graphc_ops.dequantize.default
+
+
+def _per_tensor(graph: Graph, node: Any) -> tuple[Tensor, int] | None:
+    """Scale (f64) and zero point of a quantize or dequantize with one pair for the whole value."""
+    scale, zero = graph.weight(node.args[1]), graph.weight(node.args[2])
+    if scale is None or zero is None or scale.numel() != 1 or zero.numel() != 1:
+        return None
+    return scale.double().reshape(()), int(zero)
+
+
+def _stored_float(graph: Graph, node: Any) -> Tensor | None:
+    """A bias that is stored, plainly or quantized."""
+    if _is_decoded(node):
+        stored = [graph.weight(argument) for argument in node.args[:3]]
+        if any(tensor is None for tensor in stored):
+            return None
+        decoded: Tensor = graphc_ops.dequantize(*stored, node.args[3])
+        return decoded
+    return graph.weight(node)
+
+
+def _bounds(node: fx.Node) -> tuple[float | None, float | None]:
+    if node.target is aten.relu.default:
+        return 0.0, None
+    least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    most = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
+    return least, most  # type: ignore[return-value]
+
+
+def _quantized(value: float, scale: Tensor, zero: int, qmin: int, qmax: int) -> int:
+    """One real number on the integer grid, as graphc::quantize rounds it."""
+    stored = scale.to(torch.float32), torch.tensor(zero, dtype=torch.int32)
+    return int(graphc_ops.quantize(torch.tensor(value, dtype=torch.float32), *stored, None, qmin, qmax))
+
+
+def _take_name(new: fx.Node, old: fx.Node) -> None:
+    """The integer operator has the name of the float one, which is on its way out."""
+    new.name, old.name = old.name, f"{old.name}_float"

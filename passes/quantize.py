@@ -1,0 +1,267 @@
+"""Post-training quantization: weights to int8 per output channel, activations to int8 per tensor.
+
+Values that integer operators take are quantized and decoded again at once; the weights of layers become expressions
+`dequantize(q, scale, 0)`. The graph stays a float graph that torch can run; `integer_arithmetic` removes the floats.
+
+    weights       q = round(w / s), s = max|w| / 127 for each output channel
+    activations   q = round(x / s) + z over the interval that the calibration chose; [-128, 127]
+    bias          b' = b + E[layer(x, w - w_q)]: the mean that rounding the weights takes away (bias correction,
+                  Nagel et al., "Data-Free Quantization", ICCV 2019, section 4.2, from data)
+
+before:
+graph example((%x,), {}) {
+  %w = weight "w" #0000000000000000 : f32[4, 8]
+  %x = input : f32[2, 8]
+  %y = aten.linear.default(%x, %w, None) : f32[2, 4]
+  return %y
+}
+after:
+graph example((%x,), {}) {
+  %x = input : f32[2, 8]
+  %x_scale = weight "x.scale" #0000000000000000 : f32[]
+  %x_zero_point = weight "x.zero_point" #0000000000000000 : i32[]
+  %x_int8 = graphc.quantize.default(%x, %x_scale, %x_zero_point, None, -128, 127) : i8[2, 8]
+  %x_decoded = graphc.dequantize.default(%x_int8, %x_scale, %x_zero_point, None) : f32[2, 8]
+  %w_int8 = weight "w.int8" #0000000000000000 : i8[4, 8]
+  %w_scale = weight "w.scale" #0000000000000000 : f32[4]
+  %w_zero_point = weight "w.zero_point" #0000000000000000 : i32[4]
+  %y_weight = graphc.dequantize.default(%w_int8, %w_scale, %w_zero_point, 0) : f32[4, 8]
+  %bias_corrected = weight "bias.corrected" #0000000000000000 : f32[4]
+  %y = aten.linear.default(%x_decoded, %y_weight, %bias_corrected) : f32[2, 4]
+  return %y
+}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, fx
+
+from graphc.calibration import Method, Observer, interval
+from graphc.errors import CalibrationError, PassError
+from graphc.graph import Graph
+from graphc.pipeline import Pass, PassContext
+
+aten, graphc_ops = torch.ops.aten, torch.ops.graphc
+
+LAYERS = (aten.convolution.default, aten.linear.default)
+ACTIVATIONS = (aten.relu.default, aten.clamp.default)
+# The result has the elements of the input, so it has the input's scale.
+SAME_SCALE = (
+    aten.max_pool2d.default,
+    aten.view.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.constant_pad_nd.default,
+    aten.upsample_nearest2d.vec,
+)
+COMBINING = (aten.add.Tensor, aten.cat.default, aten.mean.dim, aten.avg_pool2d.default)
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Quantize all layers but those whose path matches `exclude` (shell patterns), from `ctx.calibration`."""
+
+    fidelity = "lossy"
+    bits: int = 8
+    calibration: Method = "mse"
+    percentile: float = 99.99
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        if self.bits != 8:
+            raise PassError(f"quantize: bits={self.bits} is not there yet; legal: 8")
+        layers = [node for node in graph.calls if self._takes(graph, node)]
+        if not layers:
+            return graph
+        if not ctx.calibration:
+            raise CalibrationError("quantize needs calibration data: graphc.compile(..., calibration=batches)")
+        roots = _integer_values(layers)
+        observers = self._observe(graph, ctx, set(roots.values()))
+        means = self._bias_means(graph, ctx, layers) if self.bias_correction else {}
+        return self._rewrite(graph, layers, roots, observers, means)
+
+    def _takes(self, graph: Graph, node: fx.Node) -> bool:
+        if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
+            return False
+        weight = graph.weight(node.args[1])
+        stored_bias = len(node.args) < 3 or node.args[2] is None or graph.weight(node.args[2]) is not None
+        transposed = node.target is aten.convolution.default and node.args[6]
+        return weight is not None and weight.dtype == torch.float32 and stored_bias and not transposed
+
+    def _observe(self, graph: Graph, ctx: PassContext, roots: set[fx.Node]) -> dict[fx.Node, Observer]:
+        """Ranges, then (unless minmax) histograms, over all calibration batches."""
+        observers = {root: Observer() for root in roots}
+        inputs = {node: place for place, node in enumerate(graph.placeholders) if node in roots}
+        looks = [Observer.see_range] if self.calibration == "minmax" else [Observer.see_range, Observer.see_counts]
+        total = len(looks) * len(ctx.calibration)
+        for turn, look in enumerate(looks):
+
+            def see(node: fx.Node, value: Tensor, look=look) -> None:  # type: ignore[no-untyped-def]
+                if node in observers:
+                    look(observers[node], value)
+
+            for number, batch in enumerate(ctx.calibration):
+                for node, place in inputs.items():
+                    see(node, batch[place])
+                with torch.no_grad():
+                    graph.run_flat(batch, see)
+                ctx.progress("calibrating", turn * len(ctx.calibration) + number + 1, total)
+        return observers
+
+    def _bias_means(self, graph: Graph, ctx: PassContext, layers: Iterable[fx.Node]) -> dict[str, Tensor]:
+        """For each layer, the mean per output channel that its weights' rounding error contributes."""
+        probe = graph.clone()
+        nodes = {node.name: node for node in probe}
+        names = [layer.name for layer in layers]
+        results = []
+        for name in names:
+            layer = nodes[name]
+            weight = probe.weights[str(layer.args[1].target)]  # type: ignore[union-attr]
+            scale = weight_scale(weight)
+            error = weight - _decode(weight, scale)
+            with probe.at(probe.output):
+                lost = probe.call(
+                    layer.target, layer.args[0], probe.add_weight(f"{name}.error", error), None, *layer.args[3:]
+                )
+                rank = len(lost.meta["type"].shape)
+                channels = 1 if layer.target is aten.convolution.default else rank - 1
+                results.append(probe.call(aten.mean.dim, lost, [axis for axis in range(rank) if axis != channels]))
+        probe.output.args = (tuple(results),)
+        sums = [torch.zeros(()) for _ in names]
+        with torch.no_grad():
+            for number, batch in enumerate(ctx.calibration):
+                sums = [total + mean for total, mean in zip(sums, probe.run_flat(batch), strict=True)]
+                ctx.progress("correcting biases", number + 1, len(ctx.calibration))
+        return {name: total / len(ctx.calibration) for name, total in zip(names, sums, strict=True)}
+
+    def _rewrite(
+        self,
+        graph: Graph,
+        layers: Iterable[fx.Node],
+        roots: dict[fx.Node, fx.Node],
+        observers: dict[fx.Node, Observer],
+        means: dict[str, Tensor],
+    ) -> Graph:
+        result = graph.clone()
+        nodes = {node.name: node for node in result}
+        parameters: dict[str, tuple[str, Tensor, Tensor]] = {}
+        for value, root in roots.items():
+            if root.name not in parameters:
+                low, high = interval(observers[root], self.calibration, percentile=self.percentile)
+                scale, zero = _activation_parameters(low, high)
+                parameters[root.name] = (root.name, scale, zero)
+            _insert(result, nodes[value.name], *parameters[root.name])
+        for layer in layers:
+            _quantize_layer(result, nodes[layer.name], means.get(layer.name))
+        result.drop_unused()
+        return result
+
+
+def _integer_values(layers: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The values that shall be held in int8 -> the value whose scale they have.
+
+    Backwards from the layers' inputs, through operators that stay in integers.
+    """
+    scales: dict[fx.Node, fx.Node] = {}
+    waiting = [layer.args[0] for layer in layers]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, fx.Node) or value in scales or value.meta["type"].dtype != torch.float32:
+            continue
+        scales[value] = value
+        core = value
+        while core.target in ACTIVATIONS and _only_use(core.args[0]) and core.args[0].target in (*LAYERS, *COMBINING):  # type: ignore[union-attr]
+            core = core.args[0]  # type: ignore[assignment]
+        if core.target in SAME_SCALE and _keeps_nought(core):
+            scales[value] = core.args[0]  # type: ignore[assignment]
+        if core.target in (*SAME_SCALE, *ACTIVATIONS) or (core.target in COMBINING and _integer_combination(core)):
+            waiting.extend(core.all_input_nodes)
+    # A chain of same-scale operators has the scale of its head.
+    for value in scales:
+        head = value
+        while scales[head] is not head:
+            head = scales[head]
+        scales[value] = head
+    order = {node: place for place, node in enumerate(next(iter(scales)).graph.nodes)} if scales else {}
+    return dict(sorted(scales.items(), key=lambda item: order[item[0]]))
+
+
+def _only_use(node: object) -> bool:
+    return isinstance(node, fx.Node) and len(node.users) == 1
+
+
+def _keeps_nought(node: fx.Node) -> bool:
+    return node.target is not aten.constant_pad_nd.default or ((len(node.args) > 2 and node.args[2]) or 0) == 0
+
+
+def _integer_combination(node: fx.Node) -> bool:
+    """Whether a sum, concatenation or mean can stay in integers."""
+    kinds = [used.meta["type"] for used in node.all_input_nodes]
+    if any(kind.dtype != torch.float32 for kind in kinds) or node.meta["type"].dtype != torch.float32:
+        return False
+    if node.target is aten.add.Tensor:
+        activations = all(isinstance(argument, fx.Node) and argument.op != "get_attr" for argument in node.args[:2])
+        return activations and node.kwargs.get("alpha", 1) == 1
+    if node.target is aten.avg_pool2d.default:
+        padding = list(node.args[3]) if len(node.args) > 3 else [0]  # type: ignore[arg-type]
+        ceiling = len(node.args) > 4 and node.args[4]
+        divisor = len(node.args) > 6 and node.args[6]
+        counts_padding = len(node.args) <= 5 or node.args[5]
+        return not ceiling and not divisor and (not any(padding) or bool(counts_padding))
+    if node.target is aten.mean.dim:
+        return all(isinstance(kinds[0].shape[axis], int) for axis in node.args[1])  # type: ignore[union-attr]
+    return True
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """Symmetric scales per output channel (dimension 0): f32 [O]; a channel of noughts gets 1."""
+    largest = weight.abs().flatten(1).amax(1)
+    return torch.where(largest > 0, largest / 127, 1.0).to(torch.float32)
+
+
+def _decode(weight: Tensor, scale: Tensor) -> Tensor:
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    return graphc_ops.dequantize(graphc_ops.quantize(weight, scale, zero, 0, -127, 127), scale, zero, 0)  # type: ignore[no-any-return]
+
+
+def _activation_parameters(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that span [low, high] with [-128, 127]; nought is represented exactly."""
+    scale = torch.tensor(max(high - low, 1e-12) / 255, dtype=torch.float32)
+    zero = round(-128 - low / float(scale))
+    return scale, torch.tensor(min(max(zero, -128), 127), dtype=torch.int32)
+
+
+def _insert(graph: Graph, value: fx.Node, name: str, scale: Tensor, zero: Tensor) -> None:
+    """Let all users of a value read it quantized and decoded."""
+    after = value.next
+    while after.op == "placeholder":
+        after = after.next
+    with graph.at(after, path=value.meta["path"]):
+        stored = graph.add_weight(f"{name}.scale", scale), graph.add_weight(f"{name}.zero_point", zero)
+        q = graph.call(graphc_ops.quantize.default, value, *stored, None, -128, 127, name=f"{value.name}_int8")
+        decoded = graph.call(graphc_ops.dequantize.default, q, *stored, None, name=f"{value.name}_decoded")
+    value.replace_all_uses_with(decoded, delete_user_cb=lambda user: user is not q)
+
+
+def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
+    stem = str(layer.args[1].target)  # type: ignore[union-attr]
+    weight = graph.weights[stem]
+    scale = weight_scale(weight)
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    with graph.at(layer):
+        q = graph.add_weight(f"{stem}.int8", graphc_ops.quantize(weight, scale, zero, 0, -127, 127))
+        stored = graph.add_weight(f"{stem}.scale", scale), graph.add_weight(f"{stem}.zero_point", zero)
+        args = list(layer.args) + [None] * (3 - len(layer.args))
+        args[1] = graph.call(graphc_ops.dequantize.default, q, *stored, 0, name=f"{layer.name}_weight")
+        if mean is not None:
+            bias = graph.weight(args[2])
+            corrected = mean.to(torch.float32) if bias is None else bias + mean
+            args[2] = graph.add_weight(f"{stem.removesuffix('weight')}bias.corrected", corrected)
+        layer.args = tuple(args)
