@@ -1,0 +1,20 @@
+"""What a backend makes of a whole graph: code, packed weights, and the plan that ties them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """A lowered graph, ready to be written as an artifact.
+
+    code: an ELF shared object for the target, with no undefined symbols.
+    weights: packed constants; each tensor starts at a multiple of 64 bytes.
+    plan: JSON-able description: target, inputs, outputs, symbols, arena_bytes, state_bytes, init_steps and steps.
+    """
+
+    code: bytes
+    weights: bytes
+    plan: dict[str, Any]
