@@ -1,0 +1,78 @@
+"""The graphc:: operators in standard ONNX: model-local functions, in ONNX's own text form.
+
+ONNX Runtime inlines such functions when it loads a model, so they cost nothing there, and a reader of the model sees
+one node for one operator. Quantize and dequantize need none: they leave as QuantizeLinear and DequantizeLinear.
+
+Exactness. `rescale` shifts to the right by (a - a mod 2^n) / 2^n in int64, where ONNX's integer Mod has the divisor's
+sign: that floors for negative numbers too. Integer products run on uint8 with zero points: ONNX Runtime's convolution
+takes no int8 input, and its uint8 x int8 kernels saturate intermediate 16-bit sums on CPUs without VNNI.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+DOMAIN = "graphc"
+VERSION = 1
+OPSET = 18
+
+# What takes an input to uint8: `lift` is 128 for an int8 input and 0 for a uint8 one.
+_INPUT = """
+            lift = Constant <value_int: int = @lift> ()
+            zero = Constant <value_int: int = @x_zero> ()
+            x_wide = Cast <to = 7> (x)
+            x_lifted = Add (x_wide, lift)
+            x_uint8 = Cast <to = 2> (x_lifted)
+            zero_lifted = Add (zero, lift)
+            zero_uint8 = Cast <to = 2> (zero_lifted)"""
+_WEIGHT = """
+            weight_zero = Constant <value_int = 128> ()
+            weight_wide = Cast <to = 7> (weight)
+            weight_lifted = Add (weight_wide, weight_zero)
+            weight_uint8 = Cast <to = 2> (weight_lifted)
+            weight_zero_uint8 = Cast <to = 2> (weight_zero)"""
+
+_TEXTS = {
+    "rescale": """
+        rescale <input_zero, output_zero, qmin, qmax, to> (x, multiplier, shift) => (y) {
+            wide = Cast <to = 7> (x)
+            from = Constant <value_int: int = @input_zero> ()
+            centred = Sub (wide, from)
+            factor = Cast <to = 7> (multiplier)
+            product = Mul (centred, factor)
+            places = Cast <to = 7> (shift)
+            two = Constant <value_int = 2> ()
+            divisor = Pow (two, places)
+            half = Div (divisor, two)
+            raised = Add (product, half)
+            remainder = Mod (raised, divisor)
+            multiple = Sub (raised, remainder)
+            quotient = Div (multiple, divisor)
+            onto = Constant <value_int: int = @output_zero> ()
+            moved = Add (quotient, onto)
+            low = Constant <value_int: int = @qmin> ()
+            high = Constant <value_int: int = @qmax> ()
+            clamped = Clip (moved, low, high)
+            y = Cast <to: int = @to> (clamped)
+        }""",
+    "integer_convolution": f"""
+        integer_convolution <x_zero, lift, strides, pads, dilations, group> (x, weight) => (y) {{{_INPUT}{_WEIGHT}
+            y = ConvInteger <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,
+                             group: int = @group> (x_uint8, weight_uint8, zero_uint8, weight_zero_uint8)
+        }}""",
+    "integer_linear": f"""
+        integer_linear <x_zero, lift> (x, weight) => (y) {{{_INPUT}{_WEIGHT}
+            columns = Transpose <perm = [1, 0]> (weight_uint8)
+            y = MatMulInteger (x_uint8, columns, zero_uint8, weight_zero_uint8)
+        }}""",
+    "integer_sum_pool2d": f"""
+        integer_sum_pool2d <x_zero, lift, strides, pads, group> (x, ones) => (y) {{{_INPUT}
+            y = ConvInteger <strides: ints = @strides, pads: ints = @pads, group: int = @group>
+                            (x_uint8, ones, zero_uint8)
+        }}""",
+}
+
+
+def function(name: str) -> onnx.FunctionProto:
+    """The ONNX function of a graphc operator."""
+    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]> {_TEXTS[name]}')
