@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import fx
 
 from graphc import text
 from graphc.errors import VerificationError
@@ -99,3 +100,31 @@ def drift(name: str, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -
         peak = max(peak, float(finite.abs().max()) if finite.numel() else 0.0)
     sqnr = math.inf if noise == 0 else (-math.inf if signal == 0 else 10 * math.log10(signal / noise))
     return DriftRow(name, sqnr, worst, 0.0 if worst == 0 else worst / peak if peak else math.inf)
+
+
+@dataclass
+class LayerError:
+    """Signal-to-noise ratio in decibel, at each node that a lossy pass keeps, of its value after the pass to before.
+
+    Runs one calibration batch, and only around lossy passes; does nothing without one.
+    """
+
+    probe: Sequence[torch.Tensor] | None
+    rows: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, step: Step, before: Graph, after: Graph) -> None:
+        if self.probe is None or after is before or step.applied.fidelity != "lossy":
+            return
+        old: dict[str, torch.Tensor] = {}
+
+        def remember(node: fx.Node, value: object) -> None:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                old[node.name] = value
+
+        def compare(node: fx.Node, value: object) -> None:
+            if node.name in old and isinstance(value, torch.Tensor) and value.shape == old[node.name].shape:
+                self.rows[node.name] = drift(node.name, [old.pop(node.name)], [value]).sqnr
+
+        with torch.no_grad():
+            before.run_flat(list(self.probe), remember)
+            after.run_flat(list(self.probe), compare)

@@ -1,0 +1,265 @@
+"""One call from a model to an artifact."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+import graphc
+from graphc import calibration as calibrating
+from graphc import reproducer, text
+from graphc.artifact import Artifact
+from graphc.budget import Budget
+from graphc.cost import macs
+from graphc.errors import BudgetError, GraphcError
+from graphc.frontends import trace
+from graphc.graph import Graph
+from graphc.pipeline import PassContext, PassFailure, Pipeline, Watch, pipeline
+from graphc.program import Program
+from graphc.progress import Progress, terminal
+from graphc.report import Report, Row
+from graphc.target import Target
+from graphc.verifier import verify
+from graphc.watch import Drift, DumpIR, LayerError, Timing
+
+Metric = Callable[[Callable[..., Any]], float]
+
+# The backend that lowers for an architecture.
+BACKENDS = {"x86-64": "graphc.backends.tvm", "arm64": "graphc.backends.tvm"}
+
+
+def compile(
+    model: Any,
+    target: str | Target = "host",
+    example_inputs: Sequence[Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+    budget: Budget | None = None,
+    metric: Metric | None = None,
+    pipeline: str | Pipeline | Iterable[Any] | None = None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    name: str | None = None,
+    dump_ir: str | Path | None = None,
+    drift: bool = False,
+    watch: Iterable[Watch] = (),
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: bool | None = None,
+) -> Artifact:
+    """Trace, transform and lower a model; returns the artifact.
+
+    model: nn.Module, ExportedProgram, `.onnx` path, onnx.ModelProto or Graph.
+    target: a name of `graphc targets`. example_inputs, example_kwargs, dynamic_shapes: see `graphc.trace`.
+    calibration: any iterable of inputs (a tensor, a tuple of positional inputs, or a dict of keyword inputs).
+    metric: callable(run) -> float, higher is better, where run(batch) gives the outputs as numpy arrays.
+    budget: bounds that the artifact must keep, measured on the artifact itself; BudgetError with the figures where it
+    does not. pipeline: None is "float" without calibration and "int8" with it; else a preset's name, a spec string,
+    passes, or a Pipeline. dump_ir: a folder for one IR file a pass. drift: run a probe after every pass, and fail where
+    one changes more than it promises. watch: further observers of the passes. executor: where long work is spread.
+    progress: draw bars; None where standard error is a terminal.
+
+    The same model, data, seed and versions give the same bytes.
+
+    >>> graphc.compile(model, target="arm64", example_inputs=(x,)).save("model.graphc")
+    """
+    resolved = Target.parse(target)
+    passes = _pipeline(pipeline, calibration)
+    if budget is not None and budget.metric_drop is not None and metric is None:
+        raise BudgetError("Budget(metric_drop=...) needs metric=, a callable(run) -> float where higher is better")
+    with terminal(progress) as show:
+        show("tracing", 0, 1)
+        source = trace(model, example_inputs, example_kwargs, dynamic_shapes, name)
+        verify(source)
+        show("tracing", 1, 1)
+        data = calibrating.batches(source, calibration) if calibration is not None else []
+        timing, errors = Timing(), LayerError(data[0] if data else None)
+        watchers: list[Watch] = [timing, errors, *watch]
+        if dump_ir is not None:
+            watchers.append(DumpIR(Path(dump_ir)))
+        if drift:
+            watchers.append(Drift(data[0] if data else _probe(source, seed)))
+        ctx = PassContext(resolved, data, metric, budget, seed, executor, show)
+        graph = _transform(passes, source, ctx, watchers, dump_ir)
+        program = lower(graph, resolved, show)
+    manifest = {
+        "graphc": graphc.__version__,
+        "name": graph.name,
+        "pipeline": str(passes),
+        "seed": seed,
+        "inputs": graph.inputs.to_json(),
+        "outputs": graph.outputs.to_json(),
+        "versions": {package: version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi", "ziglang")},
+    }
+    report = _report(graph, program, errors.rows, {"target": resolved.name, "pipeline": str(passes)})
+    artifact = Artifact.build(program, text.dump(graph), report.to_json(), manifest)
+    if budget is not None:
+        _keep(budget, artifact, source, metric)
+    return artifact
+
+
+def lower(graph: Graph, target: Target, progress: Progress) -> Program:
+    """Hand a graph to the target's backend."""
+    backend = importlib.import_module(BACKENDS[target.arch])
+    program: Program = backend.lower(graph, target, progress=progress)
+    return program
+
+
+def _pipeline(given: str | Pipeline | Iterable[Any] | None, calibration: object) -> Pipeline:
+    if given is None:
+        given = "float" if calibration is None else "int8"
+    return pipeline(given)
+
+
+def _transform(
+    passes: Pipeline, source: Graph, ctx: PassContext, watchers: Sequence[Watch], dump_ir: str | Path | None
+) -> Graph:
+    try:
+        return passes.run(source, ctx, watchers)
+    except PassFailure as failure:
+        folder = reproducer.write(failure, ctx, Path(dump_ir) / "crash" if dump_ir is not None else None)
+        command = f"graphc passes --reproduce {folder}"
+        raise type(failure)(f"{failure}\nTo run it again: {command}", failure.applied, failure.before) from failure
+
+
+def _probe(graph: Graph, seed: int) -> list[torch.Tensor]:
+    """Random inputs of the graph's types, dynamic sizes at their minimum."""
+    from graphc.probe import random_inputs
+
+    return random_inputs(graph, seed)
+
+
+# -- the report -----------------------------------------------------------------------------------
+
+
+def _report(graph: Graph, program: Program, errors: Mapping[str, float], facts: Mapping[str, Any]) -> Report:
+    nodes = {node.name: node for node in graph}
+    rows = []
+    for step in program.plan["steps"]:
+        members = [nodes[name] for name in step["nodes"]]
+        anchor = max(members, key=lambda node: macs(graph, node))
+        paths = [node.meta["path"] for node in (anchor, *members) if node.meta["path"]]
+        error = errors.get(anchor.name)
+        rows.append(
+            Row(
+                name=paths[0] if paths else anchor.name,
+                op="+".join(_short(node) for node in members),
+                format=_format(graph, members),
+                bytes=sum(tensor.nbytes for tensor in _stored(graph, members).values()),
+                macs=sum(macs(graph, node) for node in members),
+                error=None if error is None or math.isinf(error) else round(error, 2),
+                kernel=step["template"],
+                reason=step.get("reason", ""),
+            )
+        )
+    totals = {
+        "bytes of weights": len(program.weights),
+        "bytes of code": len(program.code),
+        "bytes of working memory": program.plan["arena_bytes"] + program.plan["state_bytes"],
+        "MACs": sum(row.macs for row in rows),
+        "kernels": len({step["kernel"] for step in program.plan["steps"]}),
+        "steps": len(rows),
+    }
+    return Report(tuple(rows), totals, dict(facts))
+
+
+def _short(node: fx.Node) -> str:
+    return str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
+
+
+def _stored(graph: Graph, members: Sequence[fx.Node]) -> dict[str, torch.Tensor]:
+    """The weights that a step reads, each once, those behind a decoding included."""
+    found: dict[str, torch.Tensor] = {}
+    waiting = [used for node in members for used in node.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node.op == "get_attr":
+            found[str(node.target)] = graph.weights[str(node.target)]
+        elif node.target is torch.ops.graphc.dequantize.default and graph.weight(node.args[0]) is not None:
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
+    """The format of a step's largest weight, and how it is computed with."""
+    stored = _stored(graph, members)
+    if not stored:
+        return ""
+    largest = max(stored.values(), key=lambda tensor: tensor.nbytes)
+    names = {torch.float32: "f32", torch.int8: "int8", torch.uint8: "uint8", torch.int64: "i64", torch.int32: "i32"}
+    return names.get(largest.dtype, str(largest.dtype).removeprefix("torch."))
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+def _keep(budget: Budget, artifact: Artifact, source: Graph, metric: Metric | None) -> None:
+    """Raise BudgetError, with the measured figures, where the artifact breaks a bound."""
+    broken = []
+    if budget.bytes is not None and artifact.size > budget.bytes:
+        size = artifact.size
+        broken.append(f"size: {int(size):,} bytes ({size.weights:,} weights, {size.code:,} code) > {budget.bytes:,}")
+    if budget.metric_drop is not None and metric is not None:
+        before, after = metric(_caller(source.run)), metric(_caller(artifact.run))
+        if not before - after <= budget.metric_drop:
+            broken.append(
+                f"metric: {before:.6g} -> {after:.6g}, a drop of {before - after:.4g} > {budget.metric_drop:.4g}"
+            )
+    if budget.latency is not None:
+        milliseconds = _latency(artifact, source)
+        if milliseconds > budget.latency:
+            broken.append(f"latency: {milliseconds:.3g} ms (median of 20 runs) > {budget.latency:.3g} ms")
+    if broken:
+        raise BudgetError(
+            "the artifact does not keep its budget:\n  " + "\n  ".join(broken) + "\nGive calibration data to quantize, "
+            "choose another pipeline, or raise the bound."
+        )
+
+
+def _caller(run: Callable[..., Any]) -> Callable[[Any], Any]:
+    """run(batch) over one call's inputs, with numpy out."""
+
+    def call(batch: Any) -> Any:
+        with torch.no_grad():
+            if isinstance(batch, Mapping):
+                outputs = run(**batch)
+            else:
+                outputs = run(*batch) if isinstance(batch, tuple | list) else run(batch)
+        return _to_numpy(outputs)
+
+    return call
+
+
+def _to_numpy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, tuple | list):
+        return type(value)(_to_numpy(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _to_numpy(item) for key, item in value.items()}
+    return value
+
+
+def _latency(artifact: Artifact, source: Graph) -> float:
+    from graphc.probe import random_inputs
+    from graphc.target import machine_arch
+
+    if artifact.target.arch != machine_arch():
+        raise GraphcError("Budget(latency=...) is measured on the machine at hand, which has another architecture")
+    args, kwargs = source.inputs.unflatten(random_inputs(source, 0))
+    times = []
+    for _ in range(25):
+        start = time.perf_counter()
+        artifact.run(*args, **kwargs)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[5:])) * 1e3

@@ -1,0 +1,38 @@
+"""Progress of long work on a terminal, through rich; silent where the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Says nothing."""
+
+
+@contextmanager
+def terminal(enabled: bool | None = None) -> Iterator[Progress]:
+    """A progress callback `(what, done, total)` that draws one bar for each `what`, on standard error.
+
+    enabled: None draws only where standard error is a terminal.
+    """
+    if enabled is False or (enabled is None and not sys.stderr.isatty()):
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = int(bars.add_task(what, total=total))
+            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
