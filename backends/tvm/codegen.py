@@ -1,0 +1,31 @@
+"""From TIR functions to an object file, by TVM's LLVM code generator."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import tvm
+from tvm import tirx
+from tvm.tirx.build import codegen_build
+
+from graphc.backends.tvm.instruction_sets import InstructionSet
+
+
+def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: InstructionSet) -> bytes:
+    """An ELF object that defines each kernel as a plain C function under its name.
+
+    Its one undefined symbol is the weak pointer `__TVMBackendParallelLaunch`.
+    """
+    target = tvm.target.Target(isa.llvm())
+    module = tvm.IRModule(
+        {name: function.with_attrs({"global_symbol": name, "tirx.noalias": True}) for name, function in kernels.items()}
+    )
+    module = tirx.transform.BindTarget(target.with_host(target))(module)
+    for lowering in (tirx.transform.VectorizeLoop(True), tirx.transform.LowerIntrin()):
+        module = lowering(module)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        codegen_build(module, target).write_to_file(str(path))
+        return path.read_bytes()

@@ -1,0 +1,253 @@
+"""A kernel under construction: its operands, its buffers, and the loops that its template opens.
+
+A kernel is one TIR PrimFunc, `int32_t kernel(void *operand0, ..., int64_t symbol0, ...)`, which returns 0. Operands
+appear in the order of first use. Every buffer is flat; a tensor operand is addressed by logical index through strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import tvm
+from torch import fx
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import sizes
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.operations import dtype_of, shape_of
+from graphc.backends.tvm.placement import Placement
+from graphc.backends.tvm.sizes import Ranges
+from graphc.graph import Size
+
+Expr: TypeAlias = Any  # tvm.ir.Expr; TVM ships no types
+Index: TypeAlias = "Sequence[Expr]"
+
+
+# The declared length of a flat buffer: how far a kernel may go is the memory plan's business.
+UNBOUNDED = 1 << 40
+
+
+@dataclass(frozen=True)
+class Value:
+    """Operand: the value of a node, where its placement says."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Operand: an array that a template packed at compile time; it goes into the weights section."""
+
+    array: np.ndarray[Any, Any]
+    note: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Operand: a weight that is computed at load, packed at load as well. Equal keys share one packed copy."""
+
+    node: fx.Node
+    key: tuple[Any, ...]
+    bytes: int
+    emit: Callable[[KernelBuilder, TensorView, tirx.Buffer], None] = field(compare=False)
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Operand: scratch memory in the arena that lives for this step only."""
+
+    bytes: int
+
+
+Operand: TypeAlias = "Value | Constant | Packed | Workspace"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A finished kernel: the function, what to pass to it (operands, then symbols), and who wrote it."""
+
+    function: tirx.PrimFunc
+    operands: tuple[Operand, ...]
+    symbols: tuple[str, ...]
+    template: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorView:
+    """A tensor operand inside a kernel: a flat buffer and the strides of the logical dimensions."""
+
+    buffer: tirx.Buffer
+    shape: tuple[Size, ...]
+    strides: tuple[Expr, ...]
+    dtype: str
+
+    def offset(self, index: Index) -> Expr:
+        result = integer(0)
+        for position, stride in zip(index, self.strides, strict=True):
+            result = result + position * stride
+        return result
+
+    def load(self, index: Index) -> Expr:
+        value = self.buffer[self.offset(index)]
+        return tirx.NE(value, T.uint8(0)) if self.dtype == "bool" else value
+
+    def store(self, index: Index, value: Expr) -> None:
+        if self.dtype == "bool":
+            value = T.Select(value, T.uint8(1), T.uint8(0))
+        T.buffer_store(self.buffer, value, [self.offset(index)])
+
+
+def integer(value: int) -> Expr:
+    """An index: every index is 64 bits wide."""
+    return T.int64(value)
+
+
+def vector(buffer: tirx.Buffer, start: Expr, lanes: int) -> Expr:
+    """`lanes` neighbouring elements of a flat buffer."""
+    return buffer[T.ramp(start, integer(1), lanes)]
+
+
+def store_vector(buffer: tirx.Buffer, start: Expr, lanes: int, value: Expr) -> None:
+    T.buffer_store(buffer, value, [T.ramp(start, integer(1), lanes)])
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a kernel may know of the graph around it."""
+
+    isa: InstructionSet
+    ranges: Ranges
+    places: Mapping[fx.Node, Placement]
+    weights: Mapping[str, torch.Tensor]
+    at_load: frozenset[fx.Node]  # values that depend on weights only
+
+
+class KernelBuilder:
+    """Open with `with`; operands and buffers may be asked for at any point of the body."""
+
+    def __init__(self, template: str, around: Surroundings) -> None:
+        self.template = template
+        self.isa = around.isa
+        self.ranges = around.ranges
+        self.reason = ""
+        self._around = around
+        self._operands: list[Operand] = []
+        self._parameters: list[tirx.Var] = []
+        self._buffers: list[tirx.Buffer] = []
+        self._views: dict[fx.Node, TensorView] = {}
+        self._symbols: dict[str, tirx.Var] = {}
+        self._frames = ExitStack()
+
+    def __enter__(self) -> KernelBuilder:
+        self._builder = self._frames.enter_context(IRBuilder())
+        self._frames.enter_context(T.prim_func())
+        T.func_name("kernel")
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if exception[0] is None:
+            T.Return(T.int32(0))
+        self._frames.__exit__(*exception)
+
+    def finish(self) -> Kernel:
+        """The kernel, after the `with` block."""
+        declared = [
+            tirx.DeclBuffer(buffer, data=data) for buffer, data in zip(self._buffers, self._parameters, strict=True)
+        ]
+        function = tirx.PrimFunc(
+            [*self._parameters, *self._symbols.values()],
+            tirx.SeqStmt([*declared, self._builder.get().body]) if declared else self._builder.get().body,
+            tvm.ir.PrimType("int32"),
+        )
+        return Kernel(function, tuple(self._operands), tuple(self._symbols), self.template, self.reason)
+
+    # -- sizes -----------------------------------------------------------------------------------
+
+    def size(self, size: Size) -> Expr:
+        """A size as an index expression; symbols become parameters."""
+
+        def leaf(item: Any) -> Expr:
+            if isinstance(item, int):
+                return integer(item)
+            if item.name not in self._symbols:
+                self._symbols[item.name] = tirx.Var(item.name, "int64")
+            return self._symbols[item.name]
+
+        rules = {"+": lambda a, b: a + b, "*": lambda a, b: a * b, "//": T.floordiv, "%": T.floormod, "max": T.max}
+        rules["min"] = T.min
+        return sizes.fold(size, leaf, lambda name, args: rules[name](*args))
+
+    # -- operands --------------------------------------------------------------------------------
+
+    def _parameter(self, operand: Operand, dtype: str) -> tirx.Buffer:
+        name = f"operand{len(self._operands)}"
+        data = tirx.Var(f"{name}_data", tvm.ir.PointerType(tvm.ir.PrimType(dtype)))
+        buffer = tirx.decl_buffer((UNBOUNDED,), dtype, name=name, data=data)
+        self._operands.append(operand)
+        self._parameters.append(data)
+        self._buffers.append(buffer)
+        return buffer
+
+    def tensor(self, node: fx.Node) -> TensorView:
+        """The value of a node, to read or to write."""
+        if node not in self._views:
+            dtype = dtype_of(node)
+            buffer = self._parameter(Value(node), "uint8" if dtype == "bool" else dtype)
+            strides = tuple(self.size(stride) for stride in self._around.places[node].strides)
+            self._views[node] = TensorView(buffer, shape_of(node), strides, dtype)
+        return self._views[node]
+
+    def strides(self, node: fx.Node) -> tuple[Size, ...]:
+        """How the node's value lies in memory, in elements a logical dimension."""
+        return self._around.places[node].strides
+
+    def at_load(self, node: fx.Node) -> bool:
+        """Whether the value is known before the first run: a weight, or computed from weights alone."""
+        return node in self._around.at_load
+
+    def array(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
+        """The value of a weight, or of a view of one; None where it is not known at compile time."""
+        place = self._around.places[node]
+        if place.owner.op != "get_attr":
+            return None
+        tensor = self._around.weights[str(place.owner.target)].detach().contiguous()
+        return torch.as_strided(tensor, shape_of(node), place.strides, int(place.offset)).numpy()
+
+    def constant(self, array: np.ndarray[Any, Any], note: str) -> tirx.Buffer:
+        """A flat buffer with the elements of `array`, packed at compile time."""
+        return self._parameter(Constant(np.ascontiguousarray(array), note), str(array.dtype))
+
+    def packed(self, operand: Packed) -> tirx.Buffer:
+        """A flat buffer that an init step fills (the init step itself asks for it in the same way)."""
+        return self._parameter(operand, operand.dtype)
+
+    def workspace(self, elements: Size, dtype: str) -> tirx.Buffer:
+        """A flat scratch buffer, large enough at the symbols' maxima, with 64 bytes of slack to read beyond."""
+        width = np.dtype(dtype).itemsize
+        return self._parameter(Workspace(self.ranges.maximum(elements) * width + 64), dtype)
+
+    def local(self, elements: int, dtype: str) -> tirx.Buffer:
+        """A flat buffer on the stack, or in registers where every index is constant."""
+        return T.alloc_buffer((elements,), dtype, scope="local")
+
+    # -- loops -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def loop(self, extent: Expr | int, parallel: bool = False) -> Iterator[Expr]:
+        """A loop from 0 to `extent`; one that runs once is no loop."""
+        if isinstance(extent, int):
+            extent = integer(extent)
+        if getattr(extent, "value", None) == 1:
+            yield integer(0)
+            return
+        with (T.parallel if parallel else T.serial)(integer(0), extent) as position:
+            yield position

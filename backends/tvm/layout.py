@@ -1,0 +1,111 @@
+"""Where each value lies: who owns its memory, and the strides by which a logical index finds an element.
+
+Logical shapes stay as in torch (NCHW). Convolutions and pools read and write channels-last memory; element-wise
+operators keep the order of their input; graph inputs and outputs are row-major. Views alias: permuting, slicing,
+expanding or reshaping costs nothing where strides can say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import fx
+
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.operations import arguments, consumers, name_of, rank_of, shape_of, type_of
+from graphc.backends.tvm.placement import Placement
+from graphc.backends.tvm.pointwise import CONVERSIONS
+from graphc.backends.tvm.sizes import contiguous, simplify
+from graphc.backends.tvm.views import VIEWS
+from graphc.graph import Graph, Size
+
+CHANNELS_LAST = frozenset(
+    {
+        "aten.convolution.default",
+        "aten.max_pool2d.default",
+        "aten.avg_pool2d.default",
+        "aten.adaptive_avg_pool2d.default",
+        "graphc.integer_convolution.default",
+        "graphc.integer_sum_pool2d.default",
+        "aten.upsample_nearest2d.default",
+        "aten.upsample_nearest2d.vec",
+        "aten.upsample_bilinear2d.default",
+        "aten.upsample_bilinear2d.vec",
+    }
+)
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
+    """The order of dimensions in memory, outermost first: N, spatial, C."""
+    return (0, *range(2, rank), 1)
+
+
+def memory_order(strides: Iterable[Size], shape: Iterable[Size], measure: Callable[[Size], int]) -> tuple[int, ...]:
+    """Dimensions from the outermost to the innermost in memory; those of size 1 or stride 0 keep their place."""
+    order = list(range(len(tuple(shape))))
+    real = [dim for dim, (stride, size) in enumerate(zip(strides, shape, strict=True)) if stride != 0 and size != 1]
+    strides = tuple(strides)
+    ranked = sorted(real, key=lambda dim: (-measure(strides[dim]), dim))
+    for slot, dim in zip(real, ranked, strict=True):
+        order[slot] = dim
+    return tuple(order)
+
+
+def arrange(graph: Graph, groups: list[Group], measure: Callable[[Size], int]) -> dict[fx.Node, Placement]:
+    """The placement of every value. `measure`: the largest value of a size."""
+    places: dict[fx.Node, Placement] = {}
+    for node in graph:
+        if node.op in ("placeholder", "get_attr"):
+            places[node] = Placement(node, 0, contiguous(shape_of(node)))
+    results = set(graph.output.args[0])  # type: ignore[arg-type]
+    for group in groups:
+        node = group.output
+        alias = None if node in results else _alias(group, places)
+        places[node] = alias or Placement(node, 0, contiguous(shape_of(node), _order(group, results, places, measure)))
+    return places
+
+
+def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
+    """The placement of a view that needs no copy."""
+    node = group.output
+    name = name_of(node)
+    args: dict[str, Any] = arguments(node)
+    source = args.get("self", args.get("input"))
+    if len(group.nodes) > 1 or not isinstance(source, fx.Node):
+        return None
+    same_type = name in CONVERSIONS and type_of(node) == type_of(source) and "src" not in args
+    if not same_type and name not in VIEWS:
+        return None
+    under = places[source]
+    found = (0, under.strides) if same_type else VIEWS[name](args, node, under.strides)
+    if found is None:
+        return None
+    return Placement(under.owner, simplify(under.offset + found[0]), found[1])
+
+
+def _order(
+    group: Group, results: set[fx.Node], places: dict[fx.Node, Placement], measure: Callable[[Size], int]
+) -> tuple[int, ...]:
+    """The order of the dimensions of a group's result in memory, outermost first."""
+    node = group.output
+    rank = rank_of(node)
+    row_major = tuple(range(rank))
+    if node in results or rank < 3:
+        return row_major
+    if name_of(group.anchor or node) in CHANNELS_LAST or any(
+        _wants_channels_last(user, node) for user in consumers(node)
+    ):
+        return channels_last(rank)
+    if group.anchor is None:
+        for value in group.inputs:
+            if shape_of(value) == shape_of(node) and value.op != "get_attr":
+                return memory_order(places[value].strides, shape_of(value), measure)
+    return row_major
+
+
+def _wants_channels_last(user: fx.Node, value: fx.Node) -> bool:
+    if user.op != "call_function" or name_of(user) not in CHANNELS_LAST:
+        return False
+    args = arguments(user)
+    return value is args.get("input", args.get("self", args.get("x")))

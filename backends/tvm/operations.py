@@ -1,0 +1,90 @@
+"""One way to name an operator and to read its arguments, for every table of this backend.
+
+An operator with several results is one operation a result: `aten.max.dim#1` is the index that `max` gives, and its
+node is the `getitem` that reads it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphc.graph import Size, TensorType
+
+# torch dtype -> TVM's name of the type in expressions; booleans are stored as bytes.
+TVM_DTYPES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.bool: "bool",
+}
+
+# Operators whose results are parts of their input, all alike.
+SPLITS = ("aten.unbind.int", "aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default")
+
+
+def name_of(node: fx.Node) -> str:
+    """`aten.add.Tensor`, `aten.max.dim#1` for the getitem that reads a result, `aten.split.Tensor#` for any part."""
+    if node.target is operator.getitem:
+        source, index = node.args
+        name = str(source.target)  # type: ignore[union-attr]
+        return f"{name}#" if name in SPLITS else f"{name}#{index}"
+    return str(node.target)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The operator's arguments by their schema names, defaults filled in. A getitem has its source's arguments."""
+    if node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    bound = dict(node.kwargs)
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        else:
+            bound.setdefault(argument.name, argument.default_value)
+    return bound
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The values that the node computes from: a getitem stands for its source."""
+    if node.target is operator.getitem:
+        return operands(node.args[0])  # type: ignore[arg-type]
+    return node.all_input_nodes
+
+
+def consumers(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that compute from `node`, each getitem in place of the operator that it reads."""
+    for user in node.users:
+        if isinstance(user.meta.get("type"), tuple):
+            yield from user.users
+        else:
+            yield user
+
+
+def type_of(node: fx.Node) -> TensorType:
+    """The type of a node with one result."""
+    kind = node.meta["type"]
+    if not isinstance(kind, TensorType):
+        raise TypeError(f"%{node.name} has several results")
+    return kind
+
+
+def shape_of(node: fx.Node) -> tuple[Size, ...]:
+    return type_of(node).shape
+
+
+def rank_of(node: fx.Node) -> int:
+    return len(type_of(node).shape)
+
+
+def dtype_of(node: fx.Node) -> str:
+    """TVM's name of the node's dtype."""
+    return TVM_DTYPES[type_of(node).dtype]

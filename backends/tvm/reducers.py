@@ -1,0 +1,113 @@
+"""What a reduction does with its elements, and the two loop nests that every reduction, pool and norm is made of.
+
+By columns: neighbours in memory belong to different results, so a vector of results accumulates side by side.
+By rows: neighbours in memory belong to one result, which accumulates in a vector of partial results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm.evaluate import constant
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
+from graphc.backends.tvm.loops import nest, vector_loop
+from graphc.graph import Size
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """A neutral element (a function of the dtype) and an associative, commutative combination."""
+
+    neutral: Callable[[str], float | int]
+    combine: Callable[[Expr, Expr], Expr]
+
+
+def lowest(dtype: str) -> float | int:
+    """The least value of a type."""
+    return -np.inf if dtype.startswith("float") else int(np.iinfo(dtype).min)
+
+
+def highest(dtype: str) -> float | int:
+    """The greatest value of a type."""
+    return np.inf if dtype.startswith("float") else int(np.iinfo(dtype).max)
+
+
+SUM = Reducer(lambda dtype: 0, lambda a, b: a + b)
+PRODUCT = Reducer(lambda dtype: 1, lambda a, b: a * b)
+MAXIMUM = Reducer(lowest, lambda a, b: m.maximum(b, a))
+MINIMUM = Reducer(highest, lambda a, b: m.minimum(b, a))
+ANY = Reducer(lambda dtype: 0, T.bitwise_or)
+ALL = Reducer(lambda dtype: 1, T.bitwise_and)
+
+Window = Sequence[tuple[Expr, Expr]]  # (first, past the last) of each loop
+
+
+def by_columns(
+    k: KernelBuilder,
+    outer: Sequence[Size],
+    inner: Size,
+    reducer: Reducer,
+    dtype: str,
+    window: Callable[[list[Expr]], Window],
+    value: Callable[[list[Expr], Expr, list[Expr]], Expr],
+    store: Callable[[list[Expr], Expr, Expr], None],
+    cost: int = 4,
+) -> None:
+    """For each outer index and inner column: combine value(outer, column, w) for w in window(outer), then store."""
+    lanes = k.isa.lanes(dtype) if dtype != "int64" else k.isa.lanes("int32")
+    block = min(4 * lanes, k.ranges.maximum(inner))
+    blocks: Size = (inner + (block - 1)) // block
+
+    def body(position: list[Expr]) -> None:
+        *index, number = position
+        first = number * block
+        valid: int | Expr = block
+        if not isinstance(inner, int) or inner % block:
+            valid = T.Bind(T.min(integer(block), k.size(inner) - first))
+        sums = k.local(block, dtype)
+        neutral = constant(reducer.neutral(dtype), dtype)
+        vector_loop(k, valid, lanes, lambda i: T.buffer_store(sums, neutral, [i]))
+        with ExitStack() as loops:
+            at = [begin + loops.enter_context(k.loop(past - begin)) for begin, past in window(index)]
+
+            def accumulate(i: Expr) -> None:
+                T.buffer_store(sums, reducer.combine(sums[i], value(index, first + i, at)), [i])
+
+            vector_loop(k, valid, lanes, accumulate)
+        vector_loop(k, valid, lanes, lambda i: store(index, first + i, T.Bind(sums[i])))
+
+    nest(k, [*outer, blocks], body, cost=cost * block)
+
+
+def by_row(
+    k: KernelBuilder,
+    extents: Sequence[int | Expr],
+    reducer: Reducer,
+    dtype: str,
+    value: Callable[[list[Expr]], Expr],
+    lanes: int,
+) -> Expr:
+    """Combine value(index) over an index space whose last dimension is vectorized; returns the result."""
+    sums = k.local(lanes, dtype)
+    neutral = constant(reducer.neutral(dtype), dtype)
+    vector_loop(k, lanes, lanes, lambda i: T.buffer_store(sums, neutral, [i]))
+    *outer, inner = extents
+    with ExitStack() as loops:
+        index = [loops.enter_context(k.loop(extent)) for extent in outer]
+        whole = inner // lanes
+        with k.loop(whole) as block, T.vectorized(integer(0), integer(lanes)) as lane:
+            T.buffer_store(sums, reducer.combine(sums[lane], value([*index, block * lanes + lane])), [lane])
+        if not isinstance(inner, int) or inner % lanes:
+            with k.loop(inner - whole * lanes) as rest:
+                item = value([*index, whole * lanes + rest])
+                T.buffer_store(sums, reducer.combine(sums[integer(0)], item), [integer(0)])
+    if lanes > 1:
+        with k.loop(lanes - 1) as lane:
+            T.buffer_store(sums, reducer.combine(sums[integer(0)], sums[lane + 1]), [integer(0)])
+    return T.Bind(sums[integer(0)])

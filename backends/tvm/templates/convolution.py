@@ -1,0 +1,257 @@
+"""Convolutions, float and integer, as products of register tiles over channels-last images (implicit GEMM).
+
+The input is first copied into a padded image, unless it can be read as it lies: then the taps of one kernel row are one
+run of neighbouring elements. A transposed convolution is a plain one over its input spread out by the stride, with the
+kernel turned round. Each group of channels is a matrix of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import tvm.tirx as tirx
+from torch import fx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm.evaluate import At, constant
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
+from graphc.backends.tvm.loops import PARALLEL_WORK, vector_loop
+from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
+from graphc.backends.tvm.sizes import contiguous, product, simplify
+from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
+from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
+from graphc.backends.tvm.templates.right_operand import RightOperand
+from graphc.graph import Size
+
+NAME = "convolution"
+OPERATORS = ("aten.convolution.default", "graphc.integer_convolution.default")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution of one or two dimensions, the first of size 1 where there is one. Sizes in elements."""
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    zero: int  # the value of x that means nought
+    groups: int
+    batch: Size
+    channels: int
+    image: tuple[Size, Size]
+    result: tuple[Size, Size]
+    filters: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]  # of the result over the padded image
+    spread: tuple[int, int]  # of the input in the padded image: a transposed convolution's stride
+    before: tuple[int, int]  # padding above and to the left
+    dilation: tuple[int, int]
+
+    @staticmethod
+    def of(node: fx.Node) -> Geometry:
+        args = arguments(node)
+        floating = name_of(node) == "aten.convolution.default"
+        x = args["input"] if floating else args["x"]
+        flat = rank_of(x) == 3
+
+        def pair(values: Any, fill: Any) -> tuple[Any, Any]:
+            values = list(values) * (1 if flat or len(values) == 2 else 2)
+            return (fill, values[0]) if flat else (values[0], values[1])
+
+        stride, padding = pair(args["stride"], 1), pair(args["padding"], 0)
+        dilation, kernel = pair(args["dilation"], 1), pair(shape_of(args["weight"])[2:], 1)
+        transposed = floating and args["transposed"]
+        before = tuple(d * (t - 1) - p if transposed else p for d, t, p in zip(dilation, kernel, padding, strict=True))
+        return Geometry(
+            x,
+            args["weight"],
+            args["bias"],
+            0 if floating else args["x_zero"],
+            args["groups"],
+            shape_of(x)[0],
+            shape_of(x)[1],  # type: ignore[arg-type]
+            pair(shape_of(x)[2:], 1),
+            pair(shape_of(node)[2:], 1),
+            shape_of(node)[1],  # type: ignore[arg-type]
+            kernel,
+            (1, 1) if transposed else stride,
+            stride if transposed else (1, 1),
+            before,  # type: ignore[arg-type]
+            dilation,
+        )
+
+    @property
+    def padded(self) -> tuple[Size, Size]:
+        """The part of the padded image that the kernel visits."""
+        height, width = (
+            simplify((size - 1) * step + (taps - 1) * dilation + 1)
+            for size, step, taps, dilation in zip(self.result, self.stride, self.kernel, self.dilation, strict=True)
+        )
+        return height, width
+
+    @property
+    def needs_padding(self) -> bool:
+        return self.before != (0, 0) or self.spread != (1, 1) or not self._inside
+
+    @property
+    def _inside(self) -> bool:
+        """Whether the kernel never leaves the input: padding may stand behind it only."""
+        return all(
+            not isinstance(size, int) or not isinstance(visited, int) or visited <= size
+            for size, visited in zip(self.image, self.padded, strict=True)
+        )
+
+
+def matches(group: Group, isa: InstructionSet) -> str | None:
+    anchor = group.anchor
+    if anchor is None or name_of(anchor) not in OPERATORS:
+        return "no convolution"
+    args = arguments(anchor)
+    if rank_of(args["weight"]) not in (3, 4):
+        return "only convolutions over one or two dimensions"
+    geometry = Geometry.of(anchor)
+    if not isinstance(geometry.channels, int) or min(geometry.before) < 0:
+        return "dynamic channels, or a transposed convolution that crops"
+    if name_of(anchor) == "aten.convolution.default" and dtype_of(geometry.x) != "float32":
+        return f"convolution of {dtype_of(geometry.x)}"
+    return None
+
+
+def emit(group: Group, k: KernelBuilder) -> None:
+    anchor = group.anchor
+    assert anchor is not None
+    g = Geometry.of(anchor)
+    floating = name_of(anchor) == "aten.convolution.default"
+    columns, channels = g.filters // g.groups, g.channels // g.groups
+    mac = multiply_accumulate.floating(k.isa) if floating else multiply_accumulate.integer(k.isa)
+    mac = narrowed(mac, columns)
+    # One run a kernel row, where the elements of neighbouring taps are neighbours; else one a tap.
+    joined = g.groups == 1 and g.dilation[1] == 1
+    taps = [g.kernel[0], 1 if joined else g.kernel[1]]
+    run = channels * (g.kernel[1] if joined else 1)
+    image = source_image(group, k, g, mac, joined, run)
+    transposed = floating and arguments(anchor)["transposed"]
+
+    def element(matrix: Any, n: Any, tap: Any, j: Any) -> list[Any]:
+        row, column = (tap, j // channels) if joined else (tap // g.kernel[1], tap % g.kernel[1])
+        channel = j % channels if joined else j
+        if transposed:
+            row, column = g.kernel[0] - 1 - row, g.kernel[1] - 1 - column
+            index = [matrix * channels + channel, n, row, column]
+        else:
+            index = [matrix * columns + n, channel, row, column]
+        return index if rank_of(anchor) == 4 else [*index[:2], column]
+
+    kind = f"convolution {joined} {transposed}"
+    right = RightOperand(g.weight, g.groups, columns, taps[0] * taps[1], run, element, kind)
+    weight = right.packed(k, mac)
+    if floating:
+        bias = None if g.bias is None else k.tensor(g.bias)
+        correction = None if bias is None else lambda n: bias.load([n])
+    else:
+        correction = right.correction(k, g.bias, mac.flip(image.dtype) - g.zero)
+
+    def left(batch: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+        row, column = y * g.stride[0] + tap[0] * g.dilation[0], x * g.stride[1] + tap[1] * g.dilation[1]
+        return image.offset([batch[0], batch[1] * channels, row, column])
+
+    def store(batch: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+        channel = batch[1] * columns + n
+        value = total if correction is None else total + correction(channel)
+        index = [batch[0], channel, y, x] if rank_of(anchor) == 4 else [batch[0], channel, x]
+        store_result(group, k, index, value)
+
+    shape = Product([g.batch, g.groups], *g.result, columns, taps, run, left, lambda batch: batch[1], store)
+    emit_product(k, mac, image.buffer, weight, shape)
+
+
+def source_image(
+    group: Group, k: KernelBuilder, g: Geometry, mac: MultiplyAccumulate, joined: bool, run: int
+) -> TensorView:
+    """The image that the kernel slides over, [N, C, H, W]: the input as it lies, or a padded channels-last copy."""
+    strides = k.strides(g.x)
+    batch, channel, *_, column = strides
+    row = strides[2] if len(strides) == 4 else 0
+    fits = mac.reads(dtype_of(g.x)) and run % mac.depth == 0 and (channel == 1 or mac.depth == 1 and not joined)
+    in_line = not joined or g.kernel[1] == 1 or column == g.channels
+    if g.x not in group.nodes and not g.needs_padding and channel == 1 and fits and in_line:
+        view = k.tensor(g.x)
+        return TensorView(
+            view.buffer, shape_of(g.x), tuple(k.size(s) for s in (batch, channel, row, column)), view.dtype
+        )
+    shape = (g.batch, g.channels, *g.padded)
+    steps = contiguous(shape, (0, 2, 3, 1))
+    buffer = k.workspace(product(shape), mac.left)
+    copy = TensorView(buffer, shape, tuple(k.size(step) for step in steps), mac.left)
+    pad_image(group, k, g, copy, mac.flip(dtype_of(g.x)))
+    return copy
+
+
+def pad_image(group: Group, k: KernelBuilder, g: Geometry, target: TensorView, flip: int) -> None:
+    """Copy the input into the middle of `target`, converted to its type less `flip`, and fill the rest with nought."""
+    height, width = (k.size(size) for size in g.padded)
+    pitch = width * g.channels
+    lanes = k.isa.lanes(target.dtype)
+    nought = constant(g.zero - flip, target.dtype)
+    # Columns of the input that lie inside the padded image: strides may leave some of its last unread.
+    room = simplify((g.padded[1] - g.before[1] + g.spread[1] - 1) // g.spread[1])
+    columns = room if k.ranges.minimum(g.image[1]) >= k.ranges.maximum(room) else sympy.Min(g.image[1], room)
+    dense = g.x not in group.nodes and k.strides(g.x)[1] == 1 and k.strides(g.x)[-1] == g.channels and g.spread[1] == 1
+
+    def convert(value: Expr) -> Expr:
+        return (
+            value
+            if flip == 0 and dtype_of(g.x) == target.dtype
+            else T.cast(T.cast(value, "int32") - flip, target.dtype)
+        )
+
+    def fill(start: Expr, count: Expr | int) -> None:
+        vector_loop(k, count, lanes, lambda i: T.buffer_store(target.buffer, nought, [start + i]))
+
+    def source(n: Expr, c: Expr, y: Expr, x: Expr) -> Expr:
+        index = [n, c, y, x] if rank_of(g.x) == 4 else [n, c, x]
+        return convert(At(k, group.nodes)(g.x, index))
+
+    def copy_row(n: Expr, y: Expr, start: Expr) -> None:
+        margin = g.before[1] * g.channels
+        if g.spread[1] == 1:
+            fill(start, margin)
+            used = k.size(columns) * g.channels
+            fill(start + margin + used, pitch - margin - used)
+        else:
+            fill(start, pitch)
+        if dense:
+            view = k.tensor(g.x)
+            first = view.offset([n, integer(0), y, integer(0)] if rank_of(g.x) == 4 else [n, integer(0), integer(0)])
+            count = columns * g.channels if isinstance(columns, int) else k.size(columns) * g.channels
+
+            def move(i: Expr) -> None:
+                T.buffer_store(target.buffer, convert(view.buffer[first + i]), [start + margin + i])
+
+            vector_loop(k, count, lanes, move)
+            return
+        with k.loop(k.size(columns)) as x:
+            base = start + margin + x * (g.spread[1] * g.channels)
+
+            def put(c: Expr) -> None:
+                T.buffer_store(target.buffer, source(n, c, y, x), [base + c])
+
+            vector_loop(k, g.channels, lanes if k.strides(g.x)[1] == 1 else 1, put)
+
+    parallel = k.ranges.maximum(product(target.shape)) >= PARALLEL_WORK
+    with k.loop(k.size(g.batch) * height, parallel) as flat:
+        n, below = flat // height, flat % height - g.before[0]
+        start = flat * pitch
+        inside = T.And(below >= 0, below < k.size(g.image[0]) * g.spread[0])
+        if g.spread[0] != 1:
+            inside = T.And(inside, tirx.EQ(below % g.spread[0], integer(0)))
+        with T.If(inside):
+            with T.Then():
+                copy_row(n, T.Bind(below // g.spread[0]), start)
+            with T.Else():
+                fill(start, pitch)

@@ -1,0 +1,194 @@
+"""linear, mm, bmm, matmul and their kin, float and integer, as products of register tiles.
+
+A weight is packed at compile time (or at load); an activation on the right is packed by the kernel itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm.evaluate import At, broadcast, constant
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
+from graphc.backends.tvm.loops import nest, unflatten
+from graphc.backends.tvm.operations import arguments, dtype_of, name_of, shape_of
+from graphc.backends.tvm.sizes import contiguous, product, simplify
+from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
+from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
+from graphc.backends.tvm.templates.right_operand import RightOperand
+from graphc.graph import Size
+
+NAME = "matrix product"
+
+
+@dataclass(frozen=True)
+class Operands:
+    """left [..., M, K] times right [..., K, N] (transposed: [N, K]), plus an addend that broadcasts to the result."""
+
+    left: fx.Node
+    right: fx.Node
+    transposed: bool
+    addend: fx.Node | None
+    zero: int
+    alpha: float
+    beta: float
+
+    @staticmethod
+    def of(node: fx.Node) -> Operands:
+        args = arguments(node)
+        match name_of(node):
+            case "aten.linear.default":
+                return Operands(args["input"], args["weight"], True, args["bias"], 0, 1, 1)
+            case "graphc.integer_linear.default":
+                return Operands(args["x"], args["weight"], True, args["bias"], args["x_zero"], 1, 1)
+            case "aten.addmm.default":
+                return Operands(args["mat1"], args["mat2"], False, args["self"], 0, args["alpha"], args["beta"])
+            case "aten.baddbmm.default":
+                return Operands(args["batch1"], args["batch2"], False, args["self"], 0, args["alpha"], args["beta"])
+            case "aten.matmul.default":
+                return Operands(args["self"], args["other"], False, None, 0, 1, 1)
+            case _:
+                return Operands(args["self"], args["mat2"], False, None, 0, 1, 1)
+
+
+OPERATORS = (
+    "aten.linear.default",
+    "graphc.integer_linear.default",
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.addmm.default",
+    "aten.baddbmm.default",
+    "aten.matmul.default",
+)
+
+
+def matches(group: Group, isa: InstructionSet) -> str | None:
+    anchor = group.anchor
+    if anchor is None or name_of(anchor) not in OPERATORS:
+        return "no matrix product"
+    o = Operands.of(anchor)
+    if o.right in group.nodes:
+        return "the right operand is computed inside the group"
+    if name_of(anchor) == "graphc.integer_linear.default":
+        return None
+    if dtype_of(o.left) != "float32" or dtype_of(o.right) != "float32":
+        return f"product of {dtype_of(o.left)} and {dtype_of(o.right)}"
+    return None
+
+
+def emit(group: Group, k: KernelBuilder) -> None:
+    anchor = group.anchor
+    assert anchor is not None
+    o = Operands.of(anchor)
+    floating = name_of(anchor) != "graphc.integer_linear.default"
+    left_shape, right_shape = shape_of(o.left), shape_of(o.right)
+    depth = left_shape[-1]
+    vector_right = len(right_shape) == 1
+    columns: Size = 1 if vector_right else right_shape[-2 if o.transposed else -1]
+    mac = multiply_accumulate.floating(k.isa) if floating else multiply_accumulate.integer(k.isa)
+    mac = narrowed(mac, k.ranges.maximum(columns))
+    result = shape_of(anchor)
+    # The result without its column: [batch..., M], where the left operand has rows at all.
+    outer = result if vector_right else result[:-1]
+    right_batch = right_shape[:-2]
+
+    source = left_view(group, k, o.left, mac)
+    # Leading dimensions which the right operand does not have join the rows, where the left operand lies in line.
+    rows_from = max(len(outer) - 1, 0)
+    while rows_from > len(right_batch) and _in_line(source_strides(k, o, group), outer, rows_from):
+        rows_from -= 1
+    batch, rows = outer[:rows_from], outer[rows_from:]
+
+    kept = [d for d in range(len(right_batch)) if right_batch[d] != 1 and k.strides(o.right)[d] != 0]
+    matrices = product([right_batch[d] for d in kept])
+    lead = len(result) - 2 - len(right_batch)  # batch dimensions of the result before those of the right operand
+
+    def matrix(position: list[Expr]) -> Expr:
+        flat = integer(0)
+        for d in kept:
+            flat = flat * k.size(right_batch[d]) + position[lead + d]
+        return flat
+
+    def element(number: Any, n: Any, tap: Any, j: Any) -> list[Any]:
+        position: list[Any] = [number * 0] * len(right_batch)
+        for d in reversed(kept):
+            size = right_batch[d] if isinstance(right_batch[d], int) else k.size(right_batch[d])
+            position[d], number = number % size, number // size
+        if vector_right:
+            return [j]
+        return [*position, n, j] if o.transposed else [*position, j, n]
+
+    kind = f"matrix {o.transposed} {kept}"
+    operand = RightOperand(o.right, matrices, columns, 1, depth, element, kind)
+    weight = operand.packed(k, mac)
+    correction = None if floating else operand.correction(k, o.addend, mac.flip(source.dtype) - o.zero)
+    sizes = [k.size(size) for size in rows]
+
+    def left(position: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+        if len(left_shape) == 1:
+            return source.offset([integer(0)])
+        index = [*position, *unflatten(x, sizes)][len(outer) - len(left_shape) + 1 :]
+        return source.offset([*broadcast_to(index, left_shape[:-1]), integer(0)])
+
+    def store(position: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+        index = [*position, *unflatten(x, sizes)] if rows else list(position)
+        if not vector_right:
+            index.append(n)
+        value = total
+        if correction is not None:
+            value = value + correction(n)
+        if floating and o.alpha != 1:
+            value = value * constant(o.alpha, "float32")
+        if floating and o.addend is not None and o.beta != 0:
+            addend = At(k, group.nodes)(o.addend, broadcast(index, o.addend))
+            value = value + (addend if o.beta == 1 else addend * constant(o.beta, "float32"))
+        store_result(group, k, index, value)
+
+    shape = Product(batch, 1, product(rows), columns, [1], depth, left, matrix, store)
+    emit_product(k, mac, source.buffer, weight, shape)
+
+
+def broadcast_to(index: list[Expr], shape: tuple[Size, ...]) -> list[Expr]:
+    return [integer(0) if size == 1 else i for i, size in zip(index, shape, strict=True)]
+
+
+def source_strides(k: KernelBuilder, o: Operands, group: Group) -> tuple[Size, ...]:
+    """The left operand's strides: as it lies, or row-major where the kernel copies it."""
+    return k.strides(o.left) if o.left not in group.nodes else contiguous(shape_of(o.left))
+
+
+def _in_line(strides: tuple[Size, ...], outer: tuple[Size, ...], first: int) -> bool:
+    """Whether dimension first - 1 of the rows continues dimension `first` in memory."""
+    if len(strides) != len(outer) + 1:
+        return False
+    return simplify(strides[first] * outer[first] - strides[first - 1]) == 0
+
+
+def left_view(group: Group, k: KernelBuilder, node: fx.Node, mac: MultiplyAccumulate) -> TensorView:
+    """The left operand as it lies, or copied in the type and with the padding that the multiply-add reads."""
+    shape = shape_of(node)
+    dtype = dtype_of(node)
+    depth = shape[-1]
+    inner = k.strides(node)[-1] if node not in group.nodes else 0
+    whole = mac.depth == 1 or (isinstance(depth, int) and depth % mac.depth == 0)
+    if node not in group.nodes and mac.reads(dtype) and whole and inner == 1:
+        return k.tensor(node)
+    padded = (*shape[:-1], (depth + mac.depth - 1) // mac.depth * mac.depth)
+    buffer = k.workspace(product(padded), mac.left)
+    copy = TensorView(buffer, padded, tuple(k.size(step) for step in contiguous(padded)), mac.left)
+    flip = mac.flip(dtype)
+
+    def body(index: list[Expr]) -> None:
+        value = At(k, group.nodes)(node, index)
+        if dtype != mac.left:
+            value = T.cast(T.cast(value, "int32") - flip, mac.left)
+        copy.store(index, value)
+
+    nest(k, shape, body, k.isa.lanes("float32"))
+    return copy

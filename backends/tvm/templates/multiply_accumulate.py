@@ -1,0 +1,106 @@
+"""The inner step of every matrix product, by instruction set: what a vector multiply-add takes, and in which order.
+
+The left operand is broadcast: one element, or a group of `depth` neighbouring ones for dot-product instructions. The
+right operand is packed so that a vector holds `lanes` output channels, each with its `depth` elements side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm.tirx as tirx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.kernel import Expr, vector
+
+
+@dataclass(frozen=True)
+class MultiplyAccumulate:
+    """One multiply-add of vectors. `left` is the type in which it reads the left operand, `depth` elements at a time;
+    `right` the packed type; `rows` x `vectors` accumulators fit the registers beside the operands."""
+
+    name: str
+    left: str
+    right: str
+    accumulator: str
+    depth: int
+    lanes: int
+    rows: int
+    vectors: int
+    step: Callable[[Expr, Expr, Expr], Expr]
+
+    @property
+    def width(self) -> int:
+        """Output channels of a full register tile."""
+        return self.lanes * self.vectors
+
+    def load_left(self, buffer: tirx.Buffer, start: Expr) -> Expr:
+        """The group at `start`, in every lane. An operand of the other signedness has its sign bits flipped."""
+        if self.depth == 1:
+            return T.broadcast(buffer[start], self.lanes)
+        group = T.reinterpret("int32", vector(buffer, start, self.depth))
+        if str(buffer.ty.dtype) != self.left:
+            group = T.bitwise_xor(group, T.int32(-0x7F7F7F80))  # 0x80808080
+        return T.reinterpret(f"{self.left}x{self.lanes * self.depth}", T.broadcast(group, self.lanes))
+
+    def load_right(self, buffer: tirx.Buffer, start: Expr) -> Expr:
+        return vector(buffer, start, self.lanes * self.depth)
+
+    def flip(self, dtype: str) -> int:
+        """What has to be added to the left operand as this instruction sees it to get its value in `dtype`."""
+        if dtype == self.left or self.left not in ("int8", "uint8"):
+            return 0
+        return -128 if dtype == "int8" else 128
+
+    def reads(self, dtype: str) -> bool:
+        """Whether the operand can be read from memory of this type."""
+        return dtype == self.left or (self.left in ("int8", "uint8") and dtype in ("int8", "uint8"))
+
+
+def floating(isa: InstructionSet) -> MultiplyAccumulate:
+    """float32: a fused multiply-add of vectors (where the target has one)."""
+    lanes = isa.lanes("float32")
+    rows, vectors = {64: (14, 2), 32: (6, 2)}.get(isa.bytes, (6, 4) if isa.registers == 32 else (6, 2))
+    return MultiplyAccumulate(
+        "fma", "float32", "float32", "float32", 1, lanes, rows, vectors, lambda sums, left, right: sums + left * right
+    )
+
+
+def integer(isa: InstructionSet) -> MultiplyAccumulate:
+    """int8 or uint8 times int8, exact sums in int32: a dot-product instruction, or products of widened operands."""
+    has = isa.target.has
+    if has("avx512vnni") and isa.bytes == 64:
+        return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", "uint8", 16, 12, 2)
+    if has("avxvnni") and isa.bytes == 32:
+        return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", "uint8", 8, 6, 2)
+    if has("dotprod"):
+        return _dot_product("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", "int8", 4, 6, 4)
+    if isa.target.arch == "arm64":
+        # A product of int16 and a sum of int32 is one `smlal`.
+        return MultiplyAccumulate("smlal", "int16", "int8", "int32", 1, 8, 6, 2, _widening)
+    lanes = isa.bytes // 4
+    name = {16: "llvm.x86.sse2.pmadd.wd", 32: "llvm.x86.avx2.pmadd.wd", 64: "llvm.x86.avx512.pmaddw.d.512"}[isa.bytes]
+
+    def pairs(sums: Expr, left: Expr, right: Expr) -> Expr:
+        """Products of int16 pairs, each pair summed to int32; unlike vpmaddubsw it cannot saturate."""
+        return sums + _intrinsic(name, f"int32x{lanes}", left, T.cast(right, f"int16x{2 * lanes}"))
+
+    return MultiplyAccumulate("pmaddwd", "int16", "int8", "int32", 2, lanes, 10 if isa.registers == 32 else 4, 2, pairs)
+
+
+def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
+
+
+def _dot_product(name: str, intrinsic: str, left: str, lanes: int, rows: int, vectors: int) -> MultiplyAccumulate:
+    def step(sums: Expr, a: Expr, b: Expr) -> Expr:
+        return _intrinsic(intrinsic, f"int32x{lanes}", sums, a, b)
+
+    return MultiplyAccumulate(name, left, "int8", "int32", 4, lanes, rows, vectors, step)
+
+
+def _widening(sums: Expr, left: Expr, right: Expr) -> Expr:
+    lanes = 8
+    return sums + T.cast(left, f"int32x{lanes}") * T.cast(T.cast(right, f"int16x{lanes}"), f"int32x{lanes}")

@@ -1,0 +1,228 @@
+"""Matrix products by register tiles: rows of the left operand times packed panels of the right one.
+
+    out[batch, row, n] = epilogue(sum over tap and j of left[row(batch, row, tap) + j] * right[n, tap, j])
+
+A tile of `rows` x `vectors` accumulators stays in registers through the whole sum (Goto & van de Geijn, Anatomy of
+High-Performance Matrix Multiplication, 2008, of which this is the inner kernel). Rows form an image of height x width;
+a convolution's taps are extra dimensions of the sum, so that no matrix of patches is ever built. The right operand is
+packed as [matrix][panel][tap][step][width][depth], zeros where the shape does not fill a panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm.tirx as tirx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm.evaluate import At
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
+from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
+from graphc.backends.tvm.sizes import product
+from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
+from graphc.graph import Size
+
+# A packed operand beyond this many bytes is read once, panel by panel, rather than once for each row of tiles.
+RESIDENT_BYTES = 1 << 19
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product. Sizes may be symbolic, `taps` are numbers.
+
+    left(batch, y, x, tap): where the run of elements of one row and tap starts. matrix(batch): which right operand.
+    store(batch, y, x, n, sum): takes one result.
+    """
+
+    batch: Sequence[Size]
+    height: Size
+    width: Size
+    columns: Size
+    taps: Sequence[int]
+    run: Size
+    left: Callable[[list[Expr], Expr, Expr, list[Expr]], Expr]
+    matrix: Callable[[list[Expr]], Expr]
+    store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None]
+
+
+def narrowed(mac: MultiplyAccumulate, columns: int) -> MultiplyAccumulate:
+    """The multiply-add with no more vectors than the columns fill."""
+    vectors = max(1, min(mac.vectors, -(-columns // mac.lanes)))
+    return MultiplyAccumulate(**{**mac.__dict__, "vectors": vectors})
+
+
+def tile_shape(height: int, width: int, rows: int) -> tuple[int, int]:
+    """How many image rows and columns a tile of at most `rows` rows covers: whole image rows where they are short."""
+    if width > rows:
+        # Two rows more for what a tile costs beside its rows: loading the right operand.
+        return 1, min(range(rows // 2, rows + 1), key=lambda r: (-(-width // r) * (r + 2), -r))
+    return max(1, min(height, rows // width)), width
+
+
+def pack(matrices: np.ndarray[Any, Any], mac: MultiplyAccumulate) -> np.ndarray[Any, Any]:
+    """Pack [matrix, n, tap, j] as the module's docstring says."""
+    count, columns, taps, run = matrices.shape
+    panels, steps = -(-columns // mac.width), -(-run // mac.depth)
+    padded = np.zeros((count, panels * mac.width, taps, steps * mac.depth), mac.right)
+    padded[:, :columns, :, :run] = matrices
+    split = padded.reshape(count, panels, mac.width, taps, steps, mac.depth)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2, 5))
+
+
+def packed_elements(matrices: Size, columns: Size, taps: int, run: Size, mac: MultiplyAccumulate) -> Size:
+    """Elements of a packed operand."""
+    return product([matrices, _ceil(columns, mac.width) * mac.width, taps, _ceil(run, mac.depth) * mac.depth])
+
+
+def store_result(group: Group, k: KernelBuilder, index: list[Expr], value: Expr) -> None:
+    """Store the group's result at `index`, where its anchor is `value`."""
+    anchor = group.anchor
+    assert anchor is not None
+    at = At(k, group.nodes, {anchor: lambda _: value})
+    k.tensor(group.output).store(index, at(group.output, index))
+
+
+def _ceil(size: Size, unit: int) -> Size:
+    return (size + (unit - 1)) // unit
+
+
+def emit_pack(
+    k: KernelBuilder,
+    mac: MultiplyAccumulate,
+    target: tirx.Buffer,
+    matrices: Size,
+    columns: Size,
+    taps: int,
+    run: Size,
+    read: Callable[[Expr, Expr, Expr, Expr], Expr],
+) -> None:
+    """Pack at run time what `read(matrix, n, tap, j)` gives."""
+    panels, steps = k.size(_ceil(columns, mac.width)), k.size(_ceil(run, mac.depth))
+    size = k.ranges.maximum(packed_elements(matrices, columns, taps, run, mac))
+    with k.loop(k.size(matrices) * panels, parallel=size >= PARALLEL_WORK) as flat:
+        matrix, panel = flat // panels, flat % panels
+        with k.loop(taps) as tap, k.loop(steps) as step, k.loop(mac.width) as lane, k.loop(mac.depth) as part:
+            n, j = panel * mac.width + lane, step * mac.depth + part
+            inside = T.And(n < k.size(columns), j < k.size(run))
+            at = (((flat * taps + tap) * steps + step) * mac.width + lane) * mac.depth + part
+            value = T.if_then_else(inside, read(matrix, n, tap, j), T.cast(T.int32(0), mac.right))
+            T.buffer_store(target, value, [at])
+
+
+def emit_product(
+    k: KernelBuilder, mac: MultiplyAccumulate, left: tirx.Buffer, right: tirx.Buffer, shape: Product
+) -> None:
+    """The loops over batch, panels and tiles.
+
+    Threads share the tiles where the packed operand stays in a core's cache, else its panels: each is then read once.
+    """
+    maximum, minimum = k.ranges.maximum, k.ranges.minimum
+    tile_height, tile_width = tile_shape(maximum(shape.height), maximum(shape.width), mac.rows)
+    whole = minimum(shape.width) >= tile_width and minimum(shape.height) >= tile_height
+    if not whole:  # dynamic, and perhaps smaller than a tile: full tiles, then single rows
+        tile_height = 1
+    width, height = k.size(shape.width), k.size(shape.height)
+    batch = [k.size(size) for size in shape.batch]
+    panels, steps = k.size(_ceil(shape.columns, mac.width)), k.size(_ceil(shape.run, mac.depth))
+    taps = int(np.prod(shape.taps, dtype=np.int64))
+    panel_size = taps * mac.width * mac.depth * steps
+
+    tiles = maximum(product([*shape.batch, _ceil(shape.height, tile_height), _ceil(shape.width, tile_width)]))
+    work = maximum(product([*shape.batch, shape.height, shape.width, shape.columns, taps, shape.run]))
+    parallel = work // mac.lanes >= PARALLEL_WORK // 8
+    resident = maximum(product([shape.columns, taps, shape.run])) * np.dtype(mac.right).itemsize <= RESIDENT_BYTES
+    few_panels = maximum(product([*shape.batch, _ceil(shape.columns, mac.width)])) < 4
+    by_tiles = tiles >= 4 and (resident or few_panels)
+
+    def sweep(number: Expr, left_edge: Callable[[Expr], Expr], vertical: Expr, rows: int, columns: int) -> None:
+        """All tiles of rows x columns, `number` of them side by side."""
+
+        def tile(outer: list[Expr], panel: Expr, top: Expr, position: Expr) -> None:
+            y = T.min(top * rows, height - rows) if rows > 1 else top
+            base = (shape.matrix(outer) * panels + panel) * panel_size
+            _tile(k, mac, left, right, shape, outer, panel, base, steps, (y, left_edge(position)), (rows, columns))
+
+        extents = [*batch, vertical, number] if by_tiles else [*batch, panels]
+        with k.loop(_volume(extents), parallel) as flat:
+            if by_tiles:
+                *outer, top, position = unflatten(flat, extents)
+                with k.loop(panels) as panel:
+                    tile(outer, panel, top, position)
+            else:
+                *outer, panel = unflatten(flat, extents)
+                with k.loop(vertical) as top, k.loop(number) as position:
+                    tile(outer, panel, top, position)
+
+    vertical = k.size(_ceil(shape.height, tile_height))
+    if whole:
+        # The last tile overlaps the one before it rather than being a smaller one: a second body costs more.
+        across = k.size(_ceil(shape.width, tile_width))
+        sweep(across, lambda i: T.min(i * tile_width, width - tile_width), vertical, tile_height, tile_width)
+        return
+    full = width // tile_width
+    sweep(full, lambda i: i * tile_width, vertical, 1, tile_width)
+    if tile_width > 1:
+        sweep(width - full * tile_width, lambda i: full * tile_width + i, vertical, 1, 1)
+
+
+def _volume(extents: Sequence[Expr]) -> Expr:
+    result = integer(1)
+    for extent in extents:
+        result = result * extent
+    return result
+
+
+def _tile(
+    k: KernelBuilder,
+    mac: MultiplyAccumulate,
+    left: tirx.Buffer,
+    right: tirx.Buffer,
+    shape: Product,
+    batch: list[Expr],
+    panel: Expr,
+    base: Expr,
+    steps: Expr,
+    corner: tuple[Expr, Expr],
+    extent: tuple[int, int],
+) -> None:
+    """One register tile of `extent` image rows and columns from `corner` on, and its epilogue."""
+    rows = extent[0] * extent[1]
+    y, x = T.Bind(corner[0]), T.Bind(corner[1])
+    sums = k.local(rows * mac.width, mac.accumulator)
+    zero = T.broadcast(T.cast(T.int32(0), mac.accumulator), mac.lanes)
+    slots = [(row, v, integer(row * mac.width + v * mac.lanes)) for row in range(rows) for v in range(mac.vectors)]
+    for _, _, slot in slots:
+        store_vector(sums, slot, mac.lanes, zero)
+    with ExitStack() as loops:
+        tap = [loops.enter_context(k.loop(size)) for size in shape.taps]
+        flat = integer(0)
+        for position, size in zip(tap, shape.taps, strict=True):
+            flat = flat * size + position
+        starts = [T.Bind(shape.left(batch, y + i, x + j, tap)) for i in range(extent[0]) for j in range(extent[1])]
+        panel_start = T.Bind(base + flat * steps * (mac.width * mac.depth))
+        with k.loop(steps) as step:
+            packed = [
+                T.Bind(mac.load_right(right, panel_start + step * (mac.width * mac.depth) + v * mac.lanes * mac.depth))
+                for v in range(mac.vectors)
+            ]
+            for row in range(rows):
+                broadcast = T.Bind(mac.load_left(left, starts[row] + step * mac.depth))
+                for v in range(mac.vectors):
+                    slot = integer(row * mac.width + v * mac.lanes)
+                    store_vector(sums, slot, mac.lanes, mac.step(vector(sums, slot, mac.lanes), broadcast, packed[v]))
+    # Through memory, so that the epilogue is a loop over the rows: the sums stay registers where indices are constant.
+    tile = k.local(rows * mac.width, mac.accumulator)
+    for _, _, slot in slots:
+        store_vector(tile, slot, mac.lanes, vector(sums, slot, mac.lanes))
+    first = panel * mac.width
+    valid: int | Expr = mac.width
+    if not (isinstance(shape.columns, int) and shape.columns % mac.width == 0):
+        valid = T.min(integer(mac.width), k.size(shape.columns) - first)
+    with k.loop(extent[0]) as i, k.loop(extent[1]) as j:
+        offset = (i * extent[1] + j) * mac.width
+        vector_loop(k, valid, mac.lanes, lambda n: shape.store(batch, y + i, x + j, first + n, tile[offset + n]))

@@ -1,0 +1,402 @@
+"""Operators that only move elements: as index functions, and as strides over memory that is already there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+from torch import fx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import sizes
+from graphc.backends.tvm.evaluate import At, constant, index_function
+from graphc.backends.tvm.kernel import Expr, Index, integer
+from graphc.backends.tvm.mathematics import equal
+from graphc.backends.tvm.operations import SPLITS, dtype_of, name_of, rank_of, shape_of
+from graphc.graph import Size
+
+Strides = tuple[Size, ...]
+# Of a view's arguments, shape and dtype, and its input's strides: offset and strides of the result, None if there are none.
+Alias = Callable[[dict[str, Any], fx.Node, Strides], "tuple[Size, Strides] | None"]
+
+VIEWS: dict[str, Alias] = {}
+
+
+def view(*names: str) -> Callable[[Alias], Alias]:
+    """Enter a view under its operator names."""
+
+    def enter(function: Alias) -> Alias:
+        for name in names:
+            VIEWS[name] = function
+        return function
+
+    return enter
+
+
+def dim_of(dim: int, rank: int) -> int:
+    return dim % rank if rank else 0
+
+
+def _same(a: Size, b: Size) -> bool:
+    return a == b or (not (isinstance(a, int) and isinstance(b, int)) and sympy.expand(a - b) == 0)
+
+
+# -- the same elements -------------------------------------------------------------------------------
+
+IDENTITIES = (
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.contiguous.default",
+    "aten.lift_fresh_copy.default",
+    "aten.dropout.default",
+)
+
+
+@view(*IDENTITIES)
+def _identity(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides]:
+    return 0, strides
+
+
+@index_function(*IDENTITIES)
+def _identity_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    return at(args.get("self", args.get("input")), index)
+
+
+# -- permutations ------------------------------------------------------------------------------------
+
+
+def _permutation(args: dict[str, Any], rank: int) -> list[int]:
+    """dims[d]: the input dimension that becomes dimension d of the result."""
+    if "dims" in args:
+        return [dim_of(dim, rank) for dim in args["dims"]]
+    dims = list(range(rank))
+    if rank >= 2:
+        first, second = dim_of(args.get("dim0", 0), rank), dim_of(args.get("dim1", 1), rank)
+        dims[first], dims[second] = dims[second], dims[first]
+    return dims
+
+
+@view("aten.permute.default", "aten.transpose.int", "aten.t.default")
+def _permute(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides]:
+    return 0, tuple(strides[dim] for dim in _permutation(args, len(strides)))
+
+
+@index_function("aten.permute.default", "aten.transpose.int", "aten.t.default")
+def _permute_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    inner: list[Expr] = [None] * len(index)
+    for position, dim in zip(index, _permutation(args, len(index)), strict=True):
+        inner[dim] = position
+    return at(args["self"], inner)
+
+
+# -- reshapes ----------------------------------------------------------------------------------------
+
+RESHAPES = (
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.unsqueeze.default",
+    "aten.squeeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+)
+
+
+def chunks(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[list[int], list[int]]]:
+    """The finest split of two shapes of equal volume into runs of equal volume: (old dims, new dims) a run."""
+    result: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        a: list[int] = []
+        b: list[int] = []
+        left: Size = 1
+        right: Size = 1
+        if i < len(old) and (j == len(new) or old[i] == 1):
+            a.append(i)
+            left, i = old[i], i + 1
+        elif j < len(new) and (i == len(old) or new[j] == 1):
+            b.append(j)
+            right, j = new[j], j + 1
+        else:
+            a, b, left, right, i, j = [i], [j], old[i], new[j], i + 1, j + 1
+        while not _same(left, right):
+            grow_old = i < len(old) and (j == len(new) or _smaller(left, right))
+            if grow_old:
+                a.append(i)
+                left, i = sizes.simplify(left * old[i]), i + 1
+            elif j < len(new):
+                b.append(j)
+                right, j = sizes.simplify(right * new[j]), j + 1
+            else:
+                return [(list(range(len(old))), list(range(len(new))))]
+        result.append((a, b))
+    return result
+
+
+def _smaller(a: Size, b: Size) -> bool:
+    """Whether a < b where every symbol is large: decides which side of a reshape to extend."""
+    large = {symbol: 10007 for size in (a, b) if not isinstance(size, int) for symbol in size.free_symbols}
+    values = [size if isinstance(size, int) else int(size.subs(large)) for size in (a, b)]
+    return values[0] < values[1]
+
+
+@view(*RESHAPES)
+def _reshape(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides] | None:
+    old, new = shape_of(args["self"]), shape_of(node)
+    result: list[Size] = [0] * len(new)
+    for source, target in chunks(old, new):
+        real = [dim for dim in source if old[dim] != 1]
+        for outer, inner in zip(real, real[1:], strict=False):
+            if not _same(strides[outer], sizes.simplify(strides[inner] * old[inner])):
+                return None
+        step: Size = strides[real[-1]] if real else 0
+        for dim in reversed(target):
+            result[dim] = step
+            step = sizes.simplify(step * new[dim])
+    return 0, tuple(result)
+
+
+@index_function(*RESHAPES)
+def _reshape_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    old, new = shape_of(args["self"]), shape_of(node)
+    inner: list[Expr] = [integer(0)] * len(old)
+    for source, target in chunks(old, new):
+        real_source = [dim for dim in source if old[dim] != 1]
+        real_target = [dim for dim in target if new[dim] != 1]
+        if not real_source:
+            continue
+        flat = index[real_target[0]]
+        for dim in real_target[1:]:
+            flat = flat * at.size(new[dim]) + index[dim]
+        for dim in reversed(real_source[1:]):
+            inner[dim] = T.floormod(flat, at.size(old[dim]))
+            flat = T.floordiv(flat, at.size(old[dim]))
+        inner[real_source[0]] = flat
+    return at(args["self"], inner)
+
+
+# -- parts -------------------------------------------------------------------------------------------
+
+
+@view("aten.expand.default")
+def _expand(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides]:
+    old, new = shape_of(args["self"]), shape_of(node)
+    added = len(new) - len(old)
+    kept = [0 if old[d] == 1 and new[d + added] != 1 else strides[d] for d in range(len(old))]
+    return 0, (*[0] * added, *kept)
+
+
+@index_function("aten.expand.default")
+def _expand_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    shape = shape_of(args["self"])
+    tail = list(index)[len(index) - len(shape) :]
+    return at(args["self"], [integer(0) if size == 1 else i for size, i in zip(shape, tail, strict=True)])
+
+
+def _bounded(position: Any, size: Size, default: Size) -> Size:
+    """A slice bound, counted from the end where negative, and held inside the dimension."""
+    if position is None:
+        return default
+    if isinstance(position, int) and position < 0:
+        position = sizes.simplify(size + position)
+    if isinstance(position, int) and isinstance(size, int):
+        return max(0, min(position, size))
+    return position  # type: ignore[no-any-return]
+
+
+def part(args: dict[str, Any], node: fx.Node) -> tuple[int, Size, int]:
+    """Of a slicing operator: the dimension, where it starts, and the step (0 where the dimension goes)."""
+    shape = shape_of(args["self"])
+    dim = dim_of(args.get("dim", 0), len(shape))
+    match name_of(node):
+        case "aten.slice.Tensor" | "aten.slice_scatter.default":
+            return dim, _bounded(args["start"], shape[dim], 0), args["step"]
+        case "aten.select.int":
+            return dim, _bounded(args["index"], shape[dim], 0), 0
+    source, item = node.args
+    if name_of(node) == "aten.unbind.int#":
+        return dim, item, 0  # type: ignore[return-value]
+    before = [kind.shape[dim] for kind in source.meta["type"][:item]]  # type: ignore[union-attr,misc]
+    return dim, sizes.simplify(sum(before)), 1
+
+
+PARTS = ("aten.slice.Tensor", "aten.select.int", *(f"{name}#" for name in SPLITS))
+
+
+@view(*PARTS)
+def _part(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides]:
+    dim, start, step = part(args, node)
+    offset = sizes.simplify(start * strides[dim])
+    if step == 0:
+        return offset, (*strides[:dim], *strides[dim + 1 :])
+    return offset, (*strides[:dim], sizes.simplify(strides[dim] * step), *strides[dim + 1 :])
+
+
+@index_function(*PARTS)
+def _part_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    dim, start, step = part(args, node)
+    index = list(index)
+    if step == 0:
+        return at(args["self"], [*index[:dim], at.size(start), *index[dim:]])
+    return at(args["self"], [*index[:dim], index[dim] * step + at.size(start), *index[dim + 1 :]])
+
+
+# -- parts that no strides describe --------------------------------------------------------------------
+
+
+@index_function("aten.flip.default")
+def _flip(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    shape = shape_of(node)
+    inner = list(index)
+    for dim in args["dims"]:
+        dim = dim_of(dim, len(shape))
+        inner[dim] = at.size(shape[dim]) - 1 - inner[dim]
+    return at(args["self"], inner)
+
+
+@index_function("aten.roll.default")
+def _roll(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    shape = shape_of(node)
+    inner = list(index)
+    if not args["dims"]:
+        flat = inner[0]
+        for dim in range(1, len(shape)):
+            flat = flat * at.size(shape[dim]) + inner[dim]
+        volume = at.size(sizes.product(shape))
+        flat = T.floormod(flat - args["shifts"][0], volume)
+        for dim in reversed(range(1, len(shape))):
+            inner[dim] = T.floormod(flat, at.size(shape[dim]))
+            flat = T.floordiv(flat, at.size(shape[dim]))
+        return at(args["self"], [flat, *inner[1:]])
+    for dim, shift in zip(args["dims"], args["shifts"], strict=True):
+        dim = dim_of(dim, len(shape))
+        inner[dim] = T.floormod(inner[dim] - at.size(shift), at.size(shape[dim]))
+    return at(args["self"], inner)
+
+
+@index_function("aten.repeat.default")
+def _repeat(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    shape = shape_of(args["self"])
+    tail = list(index)[len(index) - len(shape) :]
+    return at(args["self"], [T.floormod(i, at.size(size)) for i, size in zip(tail, shape, strict=True)])
+
+
+@index_function("aten.pixel_shuffle.default")
+def _pixel_shuffle(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    factor = args["upscale_factor"]
+    *batch, channel, row, column = index
+    inner = channel * factor * factor + T.floormod(row, factor) * factor + T.floormod(column, factor)
+    return at(args["self"], [*batch, inner, T.floordiv(row, factor), T.floordiv(column, factor)])
+
+
+# -- guarded: which input an element comes from depends on the index -----------------------------------
+
+
+@index_function("aten.constant_pad_nd.default")
+def _constant_pad(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    source, pads = args["self"], args["pad"]
+    shape, inner, conditions = shape_of(source), list(index), []
+    for pair in range(len(pads) // 2):
+        dim = len(shape) - 1 - pair
+        inner[dim] = index[dim] - at.size(pads[2 * pair])
+        conditions += [inner[dim] >= 0, inner[dim] < at.size(shape[dim])]
+    with at.guard(*conditions):
+        value = at(source, inner)
+    condition = conditions[0]
+    for other in conditions[1:]:
+        condition = T.And(condition, other)
+    return T.Select(condition, value, at.number(args["value"] or 0, dtype_of(node)))
+
+
+@index_function("aten.cat.default")
+def _cat(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    dim = dim_of(args["dim"], rank_of(node))
+    result = None
+    start: Size = 0
+    pieces = []
+    for source in args["tensors"]:
+        if shape_of(source) == (0,):  # torch lets an empty tensor of one dimension join anything
+            continue
+        size = shape_of(source)[dim]
+        inner = list(index)
+        inner[dim] = index[dim] - at.size(start)
+        with at.guard(inner[dim] >= 0, inner[dim] < at.size(size)):
+            pieces.append((inner[dim] < at.size(size), T.cast(at(source, inner), dtype_of(node))))
+        start = sizes.simplify(start + size)
+    for condition, value in reversed(pieces):
+        result = value if result is None else T.Select(condition, value, result)
+    return result
+
+
+@index_function("aten.stack.default")
+def _stack(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    dim = dim_of(args["dim"], rank_of(node))
+    which, inner = index[dim], [*index[:dim], *list(index)[dim + 1 :]]
+    result = None
+    for position, source in reversed(list(enumerate(args["tensors"]))):
+        with at.guard(equal(which, integer(position))):
+            value = T.cast(at(source, inner), dtype_of(node))
+        result = value if result is None else T.Select(equal(which, integer(position)), value, result)
+    return result
+
+
+@index_function("aten.slice_scatter.default")
+def _slice_scatter(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    dim, start, step = part(args, node)
+    inner = list(index)
+    inner[dim] = T.floordiv(index[dim] - at.size(start), step)
+    conditions = [index[dim] >= at.size(start), inner[dim] < at.size(shape_of(args["src"])[dim])]
+    if step != 1:
+        conditions.append(equal(T.floormod(index[dim] - at.size(start), integer(step)), integer(0)))
+    with at.guard(*conditions):
+        value = at(args["src"], inner)
+    condition = conditions[0]
+    for other in conditions[1:]:
+        condition = T.And(condition, other)
+    return T.Select(condition, value, at(args["self"], index))
+
+
+# The operators above whose loads stand under conditions: their loops are not vectorized along a conditional dimension.
+GUARDED = frozenset(
+    {"aten.constant_pad_nd.default", "aten.cat.default", "aten.stack.default", "aten.slice_scatter.default"}
+)
+
+
+# -- from nothing ------------------------------------------------------------------------------------
+
+
+@index_function(
+    "aten.full.default",
+    "aten.full_like.default",
+    "aten.scalar_tensor.default",
+    "aten.zeros.default",
+    "aten.zeros_like.default",
+    "aten.ones.default",
+    "aten.ones_like.default",
+    "aten.new_zeros.default",
+    "aten.new_ones.default",
+    "aten.new_full.default",
+)
+def _full(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    value = args.get("fill_value", args.get("s", 1 if "ones" in str(node.target) else 0))
+    return at.number(value, dtype_of(node))
+
+
+@index_function("aten.arange.start_step", "aten.arange.start", "aten.arange.default")
+def _arange(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    dtype = dtype_of(node)
+    start, step = args.get("start", 0), args.get("step", 1)
+    return at.number(start, dtype) + T.cast(index[0], dtype) * at.number(step, dtype)
+
+
+@index_function("aten.tril.default", "aten.triu.default")
+def _triangle(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    *_, row, column = index
+    lower = "tril" in str(node.target)
+    difference = column - row - at.size(args["diagonal"])
+    inside = difference <= 0 if lower else difference >= 0
+    return T.Select(inside, at(args["self"], index), constant(0, dtype_of(node)))
