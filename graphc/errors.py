@@ -57,6 +57,7 @@ class ParseError(GraphcError):
     """IR text that is not a graph."""
 
     def __init__(self, message: str, line: str = "", number: int = 0, column: int = 0) -> None:
+        self.column = column
         caret = f"\n{number:5} | {line}\n      | {' ' * column}^" if number else ""
         super().__init__(message + caret)
 

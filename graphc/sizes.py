@@ -4,6 +4,7 @@ as code: the expression is read by Python's parser and rebuilt node by node."""
 from __future__ import annotations
 
 import ast
+from functools import cache
 from typing import Any
 
 import sympy
@@ -13,6 +14,7 @@ from graphc.errors import ParseError
 from graphc.graph import Size, symbol
 
 _FUNCTIONS: dict[str, Any] = {"Mod": Mod, "PythonMod": PythonMod, "FloorDiv": FloorDiv, "Min": Min, "Max": Max}
+_LARGEST_POWER = 16  # a text must not ask for numbers that fill the memory
 
 
 def size_text(size: Size) -> str:
@@ -20,16 +22,18 @@ def size_text(size: Size) -> str:
     return str(size)
 
 
+@cache
 def parse_size(text: str) -> Size:
     """The size of a text such as "4", "batch" or "(batch//2) + 1". Raises ParseError."""
     text = text.strip()
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return int(text)
     try:
-        tree = ast.parse(text, mode="eval").body
-    except SyntaxError:
+        found = sympy.sympify(_build(ast.parse(text, mode="eval").body, text))
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
         raise ParseError(f"'{text}' is no size") from None
-    found = sympy.sympify(_build(tree, text))
+    if found.is_integer is False or found is sympy.nan:
+        raise ParseError(f"'{text}' is no size: {found} is no integer")
     return int(found) if found.is_Integer else found
 
 
@@ -49,7 +53,7 @@ def _build(tree: ast.expr, text: str) -> Any:
                 return left - right
             case ast.Mult():
                 return left * right
-            case ast.Pow():
+            case ast.Pow() if left.free_symbols and right in range(_LARGEST_POWER + 1):
                 return left**right
             case ast.Div():
                 return left / right

@@ -1,6 +1,6 @@
 """The text form of a Graph: `dump` and `parse` are inverses.
 
-    graph      := "graph" NAME "(" inputs ")" "{" line* "return" outputs "}"
+    graph      := "graph" (NAME | STRING) "(" inputs ")" "{" line* "return" outputs "}"
     line       := "symbol" NAME "in" "[" INT "," INT "]"
                 | "%"NAME "=" "input" ":" type
                 | "%"NAME "=" "weight" STRING "#"DIGEST ":" type suffix
@@ -13,8 +13,9 @@
                 | memory_format.NAME | layout.NAME | device.NAME
 
 `inputs` is the call as Python writes it, `outputs` the result's structure. One line a node, the model's own names: a
-diff of two dumps shows the change alone. Weights are named with the digest of their contents; the tensors themselves
-are handed to `parse`, or lie beside the text in a content-addressed folder (`save`, `read`).
+diff of two dumps shows the change alone. Lines that start with "//" are comments. Weights are named with the digest of
+their contents; the tensors themselves are handed to `parse`, or lie beside the text in a content-addressed folder
+(`save`, `read`).
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ import math
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphc.errors import ParseError
@@ -61,7 +65,8 @@ def dump(graph: Graph) -> str:
 
     >>> graphc.parse(graphc.dump(graph), graph.weights)
     """
-    lines = [f"graph {graph.name}({graph.inputs.text([f'%{node.name}' for node in graph.placeholders])}) {{"]
+    name = graph.name if _NAME.fullmatch(graph.name) else json.dumps(graph.name)
+    lines = [f"graph {name}({graph.inputs.text([f'%{node.name}' for node in graph.placeholders])}) {{"]
     lines += [f"  symbol {name} in [{r.minimum}, {r.maximum}]" for name, r in sorted(graph.symbols.items())]
     for node in graph:
         if node.op == "output":
@@ -123,6 +128,7 @@ def _value(value: Any) -> str:
 
 # -- parse ---------------------------------------------------------------------------------------
 
+_NAME = re.compile(r"[\w.-]+")
 _TOKEN = re.compile(
     r"""\s*(?:(?P<node>%[\w.]+)|(?P<string>"(?:[^"\\]|\\.)*")|(?P<size>\{[^}]*\})
     |(?P<number>[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)(?![\w.]))|(?P<name>[A-Za-z_][\w.:]*)|(?P<mark>[\[\](),=:@#]))""",
@@ -131,7 +137,7 @@ _TOKEN = re.compile(
 _LINE = re.compile(r"\s*%(?P<name>\w+) = (?P<body>.*) : (?P<type>[^:@=\"]+?)(?: @(?P<path>\"(?:[^\"\\]|\\.)*\"))?"
                    r"(?: group=(?P<group>\d+))?\s*$")  # fmt: skip
 _WEIGHT = re.compile(r'weight (?P<name>"(?:[^"\\]|\\.)*") #(?P<digest>[0-9a-f]{16})$')
-_HEADER = re.compile(r"\s*graph (?P<name>\S+?)\((?P<inputs>.*)\) \{\s*$")
+_HEADER = re.compile(r'\s*graph (?P<name>[\w.-]+|"(?:[^"\\]|\\.)*")\((?P<inputs>.*)\) \{\s*$')
 _SYMBOL = re.compile(r"\s*symbol (?P<name>\w+) in \[(?P<minimum>\d+), (?P<maximum>\d+)\]\s*$")
 _CONSTANTS: dict[str, Any] = {
     "None": None, "True": True, "False": False, **DTYPES,
@@ -147,36 +153,55 @@ def parse(text: str, weights: Mapping[str, torch.Tensor]) -> Graph:
 
     Raises ParseError with the line and a caret, also where a weight is missing or differs from its digest.
     """
-    graph: Graph | None = None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if _holds_code(line)]
+    if not lines or lines[-1][1].strip() != "}":
+        raise ParseError("the text ends before the graph's closing '}'")
+    with _located(*lines[0]):
+        header = _match(_HEADER, lines[0][1], "expected 'graph NAME(inputs) {'")
+        name = header["name"]
+        graph = Graph(json.loads(name) if name.startswith('"') else name, Structure("leaf"), Structure("leaf"))
     nodes: dict[str, fx.Node] = {}
-    inputs = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("//"):
-            continue
-        try:
-            if graph is None:
-                header = _match(_HEADER, line, "expected 'graph NAME(inputs) {'")
-                graph, inputs = Graph(header["name"], Structure("leaf"), Structure("leaf")), header["inputs"]
-            elif stripped.startswith("symbol "):
-                found = _match(_SYMBOL, line, "expected 'symbol NAME in [MINIMUM, MAXIMUM]'")
-                graph.symbols[found["name"]] = SymbolRange(int(found["minimum"]), int(found["maximum"]))
-            elif stripped.startswith("return "):
-                outputs, results = _Reader(stripped[len("return ") :], nodes).structure()
-                graph.set_output(results)
-                graph.outputs = outputs
-            elif stripped == "}":
-                graph.inputs = _Reader(inputs, nodes).structure()[0]
-                _check_complete(graph)
-                return graph
-            else:
-                found = _match(_LINE, line, "expected '%NAME = OPERATOR(arguments) : TYPE'")
-                if found["name"] in nodes:
-                    raise ParseError(f"%{found['name']} is defined twice")
-                nodes[found["name"]] = _node(graph, found, nodes, weights)
-        except ParseError as error:
-            raise ParseError(f"line {number}: {error}", line, number, len(line) - len(line.lstrip())) from None
-    raise ParseError("the text ends before the graph's closing '}'")
+    for number, line in lines[1:-1]:
+        with _located(number, line):
+            _line(graph, line, nodes, weights)
+    with _located(*lines[-1]):
+        if "output" not in {node.op for node in graph}:
+            raise ParseError("the graph has no 'return'")
+    with _located(*lines[0]):
+        graph.inputs, leaves = _Reader(lines[0][1], header.start("inputs"), header.end("inputs"), nodes).structure()
+        if leaves != graph.placeholders:
+            raise ParseError("the inputs must be those of the 'input' lines, in their order")
+    return graph
+
+
+def _holds_code(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("//")
+
+
+@contextmanager
+def _located(number: int, line: str) -> Iterator[None]:
+    """Errors in this block quote the line, with a caret."""
+    try:
+        yield
+    except (ParseError, ValueError, RecursionError) as error:  # ValueError: strings that are no JSON, endless numbers
+        column = getattr(error, "column", 0) or len(line) - len(line.lstrip())
+        raise ParseError(f"line {number}: {error}", line, number, column) from None
+
+
+def _line(graph: Graph, line: str, nodes: dict[str, fx.Node], weights: Mapping[str, torch.Tensor]) -> None:
+    stripped = line.strip()
+    if stripped.startswith("symbol "):
+        found = _match(_SYMBOL, line, "expected 'symbol NAME in [MINIMUM, MAXIMUM]'")
+        graph.symbols[found["name"]] = SymbolRange(int(found["minimum"]), int(found["maximum"]))
+    elif stripped.startswith("return "):
+        start = line.index("return ") + len("return ")
+        graph.outputs, results = _Reader(line, start, len(line), nodes).structure()
+        graph.set_output(results)
+    else:
+        found = _match(_LINE, line, "expected '%NAME = OPERATOR(arguments) : TYPE'")
+        if found["name"] in nodes:
+            raise ParseError(f"%{found['name']} is defined twice")
+        nodes[found["name"]] = _node(graph, line, found, nodes, weights)
 
 
 def _match(pattern: re.Pattern[str], line: str, expected: str) -> re.Match[str]:
@@ -186,13 +211,8 @@ def _match(pattern: re.Pattern[str], line: str, expected: str) -> re.Match[str]:
     return found
 
 
-def _check_complete(graph: Graph) -> None:
-    if graph.output.op != "output":
-        raise ParseError("the graph has no 'return'")
-
-
 def _node(
-    graph: Graph, found: re.Match[str], nodes: Mapping[str, fx.Node], weights: Mapping[str, torch.Tensor]
+    graph: Graph, line: str, found: re.Match[str], nodes: Mapping[str, fx.Node], weights: Mapping[str, torch.Tensor]
 ) -> fx.Node:
     name, body = found["name"], found["body"]
     if body == "input":
@@ -209,17 +229,28 @@ def _node(
         graph.weights[target] = weights[target]
         node = graph.fx.create_node("get_attr", target, name=name)
     else:
-        target_name, _, arguments = body.partition("(")
-        args, kwargs = _Reader(arguments, nodes).arguments()
-        node = graph.fx.create_node("call_function", resolve(target_name), args, kwargs, name=name)
+        target_name, _, _ = body.partition("(")
+        start = found.start("body")
+        target = _at(start, resolve, target_name)
+        args, kwargs = _Reader(line, start + len(target_name), found.end("body"), nodes).arguments()
+        node = graph.fx.create_node("call_function", target, args, kwargs, name=name)
     node.name = name
     group = found["group"]
     node.meta.update(
-        type=_parse_type(found["type"]),
+        type=_at(found.start("type"), _parse_type, found["type"]),
         path=json.loads(found["path"]) if found["path"] else "",
         group=int(group) if group else None,
     )
     return node
+
+
+def _at(column: int, read: Callable[[str], Any], text: str) -> Any:
+    """`read(text)`, its errors at this column."""
+    try:
+        return read(text)
+    except ParseError as error:
+        error.column = column
+        raise
 
 
 def resolve(name: str) -> Any:
@@ -231,45 +262,70 @@ def resolve(name: str) -> Any:
     namespace, _, rest = name.partition(".")
     packet, _, overload = rest.partition(".")
     try:
-        return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
-    except AttributeError:
-        raise ParseError(f"there is no operator '{name}'") from None
+        found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except (AttributeError, RuntimeError):  # RuntimeError: a name that no operator can have
+        found = None
+    if not isinstance(found, OpOverload):
+        raise ParseError(f"there is no operator '{name}'")
+    return found
 
 
+@cache
 def _parse_type(text: str) -> NodeType:
     text = text.strip()
-    if text.startswith("("):
-        return tuple(_parse_one_type(item) for item in re.findall(r"\w+\[[^\]]*\]", text))
+    if text.startswith("(") and text.endswith(")"):
+        return tuple(_parse_one_type(item) for item in _split(text[1:-1]))
     return _parse_one_type(text)
 
 
 def _parse_one_type(text: str) -> TensorType:
-    name, _, sizes = text.partition("[")
+    name, _, sizes = text.strip().partition("[")
     if name not in DTYPES or not sizes.endswith("]"):
         raise ParseError(f"'{text}' is no type; expected one like f32[1, 3] with a dtype of {', '.join(DTYPES)}")
-    inner = sizes[:-1].strip()
-    return TensorType(tuple(parse_size(size) for size in inner.split(",")) if inner else (), DTYPES[name])
+    return TensorType(tuple(parse_size(size) for size in _split(sizes[:-1])), DTYPES[name])
+
+
+def _split(text: str) -> list[str]:
+    """The items between those commas that stand outside of brackets."""
+    items, depth = [""], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += char
+    return items if text.strip() else []
 
 
 class _Reader:
-    """Values from a piece of text, token by token."""
+    """Values from the piece [start, stop) of a line, token by token."""
 
-    def __init__(self, text: str, nodes: Mapping[str, fx.Node]) -> None:
-        self._text = text
-        self._at = 0
+    def __init__(self, line: str, start: int, stop: int, nodes: Mapping[str, fx.Node]) -> None:
+        self._line = line
+        self._at = start
+        self._stop = stop
         self._nodes = nodes
         self._leaves: list[fx.Node] = []
 
+    def _wrong(self, message: str, at: int | None = None) -> ParseError:
+        return ParseError(message, column=self._at if at is None else at)
+
+    def _rest(self) -> str:
+        return self._line[self._at : self._stop].strip()
+
+    def _match(self) -> re.Match[str] | None:
+        return _TOKEN.match(self._line, self._at, self._stop)
+
     def _next(self) -> tuple[str, str]:
-        found = _TOKEN.match(self._text, self._at)
+        found = self._match()
         if found is None:
-            raise ParseError(f"cannot read '{self._text[self._at :].strip()}'")
+            raise self._wrong(f"cannot read '{self._rest()}'")
         self._at = found.end()
         kind = str(found.lastgroup)
         return kind, found[kind]
 
     def _accept(self, mark: str) -> bool:
-        found = _TOKEN.match(self._text, self._at)
+        found = self._match()
         if found is not None and found["mark"] == mark:
             self._at = found.end()
             return True
@@ -277,11 +333,16 @@ class _Reader:
 
     def _expect(self, mark: str) -> None:
         if not self._accept(mark):
-            raise ParseError(f"expected '{mark}' before '{self._text[self._at :].strip()}'")
+            raise self._wrong(f"expected '{mark}' before '{self._rest()}'")
+
+    def _end(self) -> None:
+        if self._rest():
+            raise self._wrong(f"did not expect '{self._rest()}'")
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
+        self._expect("(")
         while not self._accept(")"):
             kind, token = self._next()
             if kind == "name" and token not in _CONSTANTS and self._accept("="):
@@ -291,17 +352,18 @@ class _Reader:
             if not self._accept(","):
                 self._expect(")")
                 break
+        self._end()
         return tuple(args), kwargs
 
     def _value(self, kind: str, token: str) -> Any:
         if kind == "node":
             if token[1:] not in self._nodes:
-                raise ParseError(f"{token} is used before it is defined")
+                raise self._wrong(f"{token} is used before it is defined", self._at - len(token))
             return self._nodes[token[1:]]
         if kind == "string":
             return json.loads(token)
         if kind == "size":
-            return parse_size(token[1:-1])
+            return _at(self._at - len(token), parse_size, token[1:-1])
         if kind == "number":
             return int(token) if re.fullmatch(r"[-+]?\d+", token) else float(token)
         if kind == "name" and token in _CONSTANTS:
@@ -316,11 +378,13 @@ class _Reader:
                     self._expect("]")
                     break
             return items
-        raise ParseError(f"'{token}' is no value")
+        raise self._wrong(f"'{token}' is no value", self._at - len(token))
 
     def structure(self) -> tuple[Structure, list[fx.Node]]:
         """A nested structure of nodes and constants, and the nodes in order."""
-        return self._structure(), self._leaves
+        found = self._structure()
+        self._end()
+        return found, self._leaves
 
     def _structure(self) -> Structure:
         for open_mark, close_mark, kind in (("(", ")", "tuple"), ("[", "]", "list")):
@@ -332,7 +396,7 @@ class _Reader:
                         self._expect(close_mark)
                         break
                 return Structure(kind, tuple(children))
-        if self._text[self._at :].lstrip().startswith("{"):
+        if self._rest().startswith("{"):
             return self._dictionary()
         kind, token = self._next()
         value = self._value(kind, token)
@@ -342,16 +406,19 @@ class _Reader:
         return Structure("constant", value=value)
 
     def _dictionary(self) -> Structure:
-        self._at = self._text.index("{", self._at) + 1
+        self._at = self._line.index("{", self._at) + 1
         keys: list[str | int] = []
         children: list[Structure] = []
-        while not self._text[self._at :].lstrip().startswith("}"):
+        while not self._rest().startswith("}"):
+            if keys:
+                self._expect(",")
             kind, token = self._next()
+            if kind not in ("string", "number"):
+                raise self._wrong(f"'{token}' is no key", self._at - len(token))
             keys.append(json.loads(token) if kind == "string" else int(token))
             self._expect(":")
             children.append(self._structure())
-            self._accept(",")
-        self._at = self._text.index("}", self._at) + 1
+        self._at = self._line.index("}", self._at) + 1
         return Structure("dict", tuple(children), tuple(keys))
 
 

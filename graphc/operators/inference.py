@@ -42,8 +42,6 @@ def _signature(argument: Any) -> Hashable:
         return tuple(_signature(item) for item in argument)
     if isinstance(argument, dict):
         return tuple((name, _signature(item)) for name, item in argument.items())
-    if isinstance(argument, float):
-        return float  # no shape or dtype depends on the value of a float
     return (type(argument), argument)
 
 

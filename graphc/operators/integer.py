@@ -28,7 +28,7 @@ def integer_convolution(
     x: int8 or uint8 [N, C, *spatial], one or two spatial dimensions. weight: int8 [O, C / groups, *taps].
     bias: i32 [O] or None. Returns i32 [N, O, *spatial'].
     """
-    largest = 255 * weight.abs().to(torch.float64).flatten(1).sum(1).max()
+    largest = 255 * weight.to(torch.float64).abs().flatten(1).sum(1).max()
     dtype = _exact(largest)
     convolution = F.conv1d if x.dim() == 3 else F.conv2d
     sums = convolution((x.to(dtype) - x_zero), weight.to(dtype), None, stride, padding, dilation, groups).to(
@@ -61,7 +61,7 @@ def integer_linear(x: Tensor, weight: Tensor, bias: Tensor | None, x_zero: int) 
 
     x: int8 or uint8 [..., I]. weight: int8 [O, I]. bias: i32 [O] or None. Returns i32 [..., O].
     """
-    dtype = _exact(255 * weight.abs().to(torch.float64).sum(1).max())
+    dtype = _exact(255 * weight.to(torch.float64).abs().sum(1).max())
     sums = F.linear(x.to(dtype) - x_zero, weight.to(dtype)).to(torch.int32)
     return sums if bias is None else sums + bias
 
