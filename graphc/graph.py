@@ -119,7 +119,8 @@ class Graph:
     @property
     def output(self) -> fx.Node:
         """The output node; `output.args[0]` is the flat tuple of results."""
-        return next(iter(reversed(self.fx.nodes)))
+        last: fx.Node = next(iter(reversed(self.fx.nodes)))
+        return last
 
     def weight(self, node: Any) -> torch.Tensor | None:
         """The tensor that a get_attr node reads, None for anything else."""
@@ -145,7 +146,7 @@ class Graph:
         node.meta.update(type=TensorType.of(tensor), path=self._path if path is None else path, group=None)
         return node
 
-    def call(self, target: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
+    def call(self, target: Callable[..., Any] | str, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
         """Append an operator at the insertion point; its type comes from the operator's shape rule.
 
         The provenance is that of the `at(node)` block around the call.
@@ -234,12 +235,11 @@ class Graph:
             shape = tuple(evaluate(size, sizes) for size in expected.shape)
             if tuple(value.shape) != shape or value.dtype != expected.dtype:
                 raise InputError(f"input '{node.name}' must be {expected}, got {TensorType.of(value)}")
-        for known, value in sizes.items():
+        for known, size in sizes.items():
             allowed = self.symbols[known.name]
-            if not allowed.minimum <= value <= allowed.maximum:
-                raise InputError(
-                    f"size '{known}' must lie between {allowed.minimum} and {allowed.maximum}, the inputs make it {value}"
-                )
+            if not allowed.minimum <= size <= allowed.maximum:
+                bounds = f"between {allowed.minimum} and {allowed.maximum}"
+                raise InputError(f"size '{known}' must lie {bounds}, the inputs make it {size}")
         return sizes
 
     def run(self, *args: Any, observe: Callable[[fx.Node, Any], None] | None = None, **kwargs: Any) -> Any:
@@ -259,11 +259,11 @@ class Graph:
                 values[node] = self.weights[str(node.target)]
             elif node.op == "call_function":
                 args, kwargs = concrete((node.args, node.kwargs), values.__getitem__, sizes)
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                values[node] = node.target(*args, **kwargs)
                 if observe is not None:
                     observe(node, values[node])
             elif node.op == "output":
-                return [values[result] for result in node.args[0]]  # type: ignore[union-attr,index,misc]
+                return [values[result] for result in node.args[0]]
             for used in node.all_input_nodes:
                 if last_use[used] is node and used.op == "call_function":
                     values.pop(used, None)
@@ -296,6 +296,15 @@ def identifier(name: str) -> str:
     """A node name for a dotted weight or module name."""
     text = "".join(char if char.isalnum() else "_" for char in name)
     return text if text[:1].isalpha() or text[:1] == "_" else f"_{text}"
+
+
+def arguments(node: fx.Node) -> list[Any]:
+    """All arguments of an operator in its schema's order, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    return [
+        node.args[place] if place < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+        for place, argument in enumerate(schema)
+    ]
 
 
 def is_item(node: fx.Node) -> bool:

@@ -176,7 +176,7 @@ _OPTION = re.compile(r'\s*(?P<key>\w+)\s*=\s*(?P<value>"[^"]*"|\[[^\]]*\]|[^,]*?
 
 
 def parse_passes(spec: str) -> list[Pass]:
-    """The passes of a spec string. Raises PassError for an unknown pass, an unknown option or a value of another type."""
+    """The passes of a spec string. Raises PassError for an unknown pass or option, or a value of another type."""
     passes: list[Pass] = []
     at = 0
     while at < len(spec):

@@ -52,8 +52,8 @@ class Structure:
             return []
         if self.kind == "dict":
             if not isinstance(value, dict) or set(value) != set(self.keys):
-                given = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
-                raise InputError(f"argument{where or 's'} must have the keys {list(self.keys)}, got {given}")
+                found = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+                raise InputError(f"argument{where or 's'} must have the keys {list(self.keys)}, got {found}")
             items = [value[key] for key in self.keys]
         else:
             if not isinstance(value, tuple | list) or len(value) != len(self.children):

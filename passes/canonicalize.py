@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphc.graph import Graph, TensorType, is_item
+from graphc.graph import Graph, TensorType, arguments, is_item
 from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
@@ -68,11 +68,6 @@ class Canonicalize(Pass):
 def _type(node: Any) -> TensorType:
     found: TensorType = node.meta["type"]
     return found
-
-
-def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """An operator's argument, by place or by keyword."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def _axis(axis: int, rank: int) -> int:
@@ -131,10 +126,9 @@ def _slice(graph: Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _clamp(graph: Graph, node: fx.Node) -> fx.Node | None:
-    low, high = (0.0, 6.0) if node.target is aten.relu6.default else (-1.0, 1.0)
-    return graph.call(
-        aten.clamp.default, node.args[0], _argument(node, 1, "min_val", low), _argument(node, 2, "max_val", high)
-    )
+    source, *bounds = arguments(node)
+    low, high = bounds or (0.0, 6.0)
+    return graph.call(aten.clamp.default, source, low, high)
 
 
 def _item(graph: Graph, node: fx.Node) -> fx.Node | None:
@@ -152,9 +146,10 @@ def _item(graph: Graph, node: fx.Node) -> fx.Node | None:
 
 def _linear_of_weight(graph: Graph, x: Any, weight: Any, bias: Any) -> fx.Node | None:
     """x @ weight + bias as linear, where `weight` [in, out] is stored, or is the transpose of what is stored."""
-    if isinstance(weight, fx.Node) and weight.target is aten.permute.default and list(weight.args[1]) == [1, 0]:  # type: ignore[arg-type]
-        if graph.weight(weight.args[0]) is not None:
-            return graph.call(aten.linear.default, x, weight.args[0], bias)
+    if isinstance(weight, fx.Node) and weight.target is aten.permute.default:
+        stored, order = weight.args
+        if list(order) == [1, 0] and graph.weight(stored) is not None:  # type: ignore[arg-type]
+            return graph.call(aten.linear.default, x, stored, bias)
     if graph.weight(weight) is None:
         return None
     return graph.call(aten.linear.default, x, graph.call(aten.permute.default, weight, [1, 0]), bias)
@@ -179,8 +174,8 @@ def _whole_plane(graph: Graph, node: fx.Node) -> fx.Node | None:
     if len(source) != 4 or tuple(result[2:]) != (1, 1):
         return None
     if node.target is aten.avg_pool2d.default:
-        padded = any(_argument(node, 3, "padding", [0]) or [0])
-        if padded or list(node.args[1]) != list(source[2:]) or _argument(node, 6, "divisor_override") is not None:  # type: ignore[arg-type]
+        _, kernel, _, padding, _, _, divisor = arguments(node)
+        if any(padding) or list(kernel) != list(source[2:]) or divisor is not None:
             return None
     return graph.call(aten.mean.dim, node.args[0], [2, 3], True)
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from graphc.graph import Graph
+from graphc.graph import Graph, arguments
 from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
@@ -56,10 +56,9 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     layer = node.args[0]
     if not isinstance(layer, fx.Node) or layer.target not in (aten.convolution.default, aten.linear.default):
         return False
-    weight = graph.weight(layer.args[1])
-    bias = graph.weight(layer.args[2]) if len(layer.args) > 2 else None
-    has_bias = len(layer.args) > 2 and layer.args[2] is not None
-    if len(layer.users) != 1 or weight is None or (has_bias and bias is None):
+    x, weight_node, bias_node, *geometry = arguments(layer)
+    weight, bias = graph.weight(weight_node), graph.weight(bias_node)
+    if len(layer.users) != 1 or weight is None or (bias is None and bias_node is not None):
         return False
     # For a linear layer on [N, L, C], batch normalization's channels are L, not the output features.
     if layer.target is aten.linear.default and len(layer.meta["type"].shape) != 2:
@@ -77,14 +76,14 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     shifted = -mean.double() if bias is None else bias.double() - mean.double()
     new_bias = shifted * scale + (0 if beta is None else beta.double())
     new_weight = weight.double() * _along_outputs(layer, weight, scale)
-    stem = str(layer.args[1].target)  # type: ignore[union-attr]
+    stem = str(weight_node.target)
     with graph.at(layer):
         new = graph.call(
             layer.target,
-            layer.args[0],
+            x,
             graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous()),
             graph.add_weight(f"{stem.removesuffix('weight')}bias.folded", new_bias.to(weight.dtype)),
-            *layer.args[3:],
+            *geometry,
         )
     graph.replace(node, new)
     graph.fx.erase_node(layer)

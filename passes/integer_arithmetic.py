@@ -36,18 +36,21 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from graphc.graph import Graph
+from graphc.graph import Graph, arguments
 from graphc.operators.quantization import multiplier_and_shift
 from graphc.pipeline import Pass, PassContext
 
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
 
+_LAYERS = (aten.convolution.default, aten.linear.default)
 # Operators that move or choose elements: on integers they do what they do on floats.
 MOVING = {
     aten.max_pool2d.default,
@@ -98,8 +101,8 @@ def _lower_quantize(graph: Graph, node: fx.Node) -> bool:
     if parameters is None:
         return False
     scale, zero = parameters
-    qmin, qmax = int(node.args[4]), int(node.args[5])  # type: ignore[arg-type]
-    source, low, high = node.args[0], qmin, qmax
+    source, *_, qmin, qmax = arguments(node)
+    low, high = qmin, qmax
     while isinstance(source, fx.Node) and source.target in (aten.relu.default, aten.clamp.default):
         least, most = _bounds(source)
         # Quantization is monotonous: clamping before it is clamping the quantized bounds.
@@ -111,7 +114,7 @@ def _lower_quantize(graph: Graph, node: fx.Node) -> bool:
         if value is None:
             return False
         same = value.axis is None and value.zero == zero and bool(value.scale == scale)
-        kept = value.node.meta["type"].dtype == node.meta["type"].dtype
+        kept = _dtype(value.node) == _dtype(node)
         if same and kept and (low, high) == (qmin, qmax):
             new = value.node
         else:
@@ -145,7 +148,7 @@ def _integer(graph: Graph, node: Any, wanted: Integer) -> Integer | None:
         return _layer(graph, node)
     if node.target in MOVING or node.target is aten.constant_pad_nd.default:
         return _moved(graph, node, wanted)
-    if node.target is aten.add.Tensor and node.kwargs.get("alpha", 1) == 1:
+    if node.target is aten.add.Tensor and arguments(node)[2] == 1:
         return _sum(graph, node, wanted)
     if node.target is aten.cat.default:
         return _concatenation(graph, node, wanted)
@@ -157,70 +160,59 @@ def _integer(graph: Graph, node: Any, wanted: Integer) -> Integer | None:
 
 
 def _layer(graph: Graph, node: fx.Node) -> Integer | None:
-    x = node.args[0]
-    parameters = _per_tensor(graph, x) if _is_decoded(x) else None
-    decoded = node.args[1]
-    if parameters is None or not isinstance(decoded, fx.Node) or not _is_decoded(decoded):
+    x, decoded, bias_node, *geometry = arguments(node)
+    if not _is_decoded(x) or not _is_decoded(decoded):
         return None
-    if node.target is aten.convolution.default and node.args[6]:
+    parameters = _per_tensor(graph, x)
+    weight, weight_scale, weight_zero = (graph.weight(argument) for argument in decoded.args[:3])
+    if parameters is None or weight is None or weight_scale is None or weight_zero is None:
         return None
-    weight = graph.weight(decoded.args[0])
-    weight_scale, weight_zero = graph.weight(decoded.args[1]), graph.weight(decoded.args[2])
-    per_output = decoded.args[3] in (None, 0)
-    if weight is None or weight_scale is None or weight_zero is None or bool(weight_zero.any()):
+    transposed = node.target is aten.convolution.default and geometry[3]
+    if transposed or weight.dtype != torch.int8 or bool(weight_zero.any()) or decoded.args[3] not in (None, 0):
         return None
-    if weight.dtype != torch.int8 or not per_output:
-        return None
-    bias = _stored_float(graph, node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
-    if len(node.args) > 2 and node.args[2] is not None and bias is None:
+    bias = None if bias_node is None else _stored_float(graph, bias_node)
+    if bias is None and bias_node is not None:
         return None
     scale, zero = parameters
-    # A power of two is exact in f64, so the scales of one layer multiply without rounding.
-    total = (scale.double() * weight_scale.double()).expand(weight.shape[0]).contiguous()
-    integer_bias = None
-    if bias is not None:
-        steps = torch.round(bias.double() / total).clamp(-(2.0**31), 2.0**31 - 1)
-        integer_bias = graph.add_weight(
-            f"{node.meta['path'] or node.name}.bias_steps", steps.to(torch.int32), path=node.meta["path"]
-        )
-    source: Any = x.args[0]  # type: ignore[union-attr]
+    total = (scale * weight_scale.double()).expand(weight.shape[0]).contiguous()
+    path = node.meta["path"]
     with graph.at(node):
+        steps = None
+        if bias is not None:
+            rounded = torch.round(bias.double() / total).clamp(-(2.0**31), 2.0**31 - 1).to(torch.int32)
+            steps = graph.add_weight(f"{path or node.name}.bias_steps", rounded)
         if node.target is aten.linear.default:
-            new = graph.call(graphc_ops.integer_linear.default, source, decoded.args[0], integer_bias, zero)
+            new = graph.call(graphc_ops.integer_linear.default, x.args[0], decoded.args[0], steps, zero)
             axis = len(new.meta["type"].shape) - 1
         else:
-            geometry = [list(item) for item in node.args[3:6]]  # type: ignore[union-attr]
+            stride, padding, dilation, _, _, groups = geometry
             new = graph.call(
                 graphc_ops.integer_convolution.default,
-                source, decoded.args[0], integer_bias, zero, *geometry, node.args[8],
-            )  # fmt: skip
+                *(x.args[0], decoded.args[0], steps, zero, list(stride), list(padding), list(dilation), groups),
+            )
             axis = 1
-    if integer_bias is not None:
-        new.prepend(integer_bias)
     _take_name(new, node)
     return Integer(new, total, 0, axis)
 
 
 def _moved(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
-    value = _integer(graph, node.args[0], wanted)
-    if value is None or value.axis is not None or value.node.meta["type"].dtype not in (torch.int8, torch.uint8):
+    source, *rest = arguments(node)
+    value = _integer(graph, source, wanted)
+    if value is None or value.axis is not None or _dtype(value.node) not in (torch.int8, torch.uint8):
         return None
-    args = list(node.args)
-    args[0] = value.node
     if node.target is aten.constant_pad_nd.default:
-        filling = float(args[2]) if len(args) > 2 else 0.0  # type: ignore[arg-type]
-        limits = torch.iinfo(value.node.meta["type"].dtype)
-        args[2:] = [_quantized(filling, value.scale, value.zero, limits.min, limits.max)]
-    new = graph.call(node.target, *args, **node.kwargs)
+        limits = torch.iinfo(_dtype(value.node))
+        rest[1] = _quantized(float(rest[1]), value.scale, value.zero, limits.min, limits.max)
+    new = graph.call(node.target, value.node, *rest)  # type: ignore[arg-type]
     _take_name(new, node)
     return replace(value, node=new)
 
 
 def _sum(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
     values = [_integer(graph, argument, wanted) for argument in node.args[:2]]
-    if any(value is None or value.node.meta["type"].dtype == torch.int32 for value in values):
+    known = [value for value in values if value is not None and _dtype(value.node) != torch.int32]
+    if len(known) < 2:
         return None
-    known = [value for value in values if value is not None]
     common = torch.stack([value.scale for value in known]).max() * _HEADROOM
     low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
     terms = [_rescale(graph, value, common, 0, low, high) for value in known]
@@ -230,61 +222,53 @@ def _sum(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
 
 
 def _concatenation(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
-    parts: Any = node.args[0]
+    parts, axis = arguments(node)
     values = [_integer(graph, part, wanted) for part in parts]
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None
-    dtype = wanted.node.meta["type"].dtype
-    limits = torch.iinfo(dtype)
-    pieces = []
-    for value in values:
-        assert value is not None
-        same = value.axis is None and value.zero == wanted.zero and bool(value.scale == wanted.scale)
-        if same and value.node.meta["type"].dtype == dtype:
-            pieces.append(value.node)
-        else:
-            low, high = int(wanted.node.args[4]), int(wanted.node.args[5])  # type: ignore[arg-type]
-            low, high = max(low, limits.min), min(high, limits.max)
-            pieces.append(_rescale(graph, value, wanted.scale, wanted.zero, low, high))
-    new = graph.call(aten.cat.default, pieces, *node.args[1:])
+    low, high = wanted.node.args[4:6]
+    pieces = [
+        value.node
+        if value.zero == wanted.zero and _dtype(value.node) == _dtype(wanted.node) and value.scale.equal(wanted.scale)
+        else _rescale(graph, value, wanted.scale, wanted.zero, low, high)  # type: ignore[arg-type]
+        for value in known
+    ]
+    new = graph.call(aten.cat.default, pieces, axis)
     _take_name(new, node)
     return Integer(new, wanted.scale, wanted.zero)
 
 
 def _mean(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
-    value = _integer(graph, node.args[0], wanted)
-    if value is None or value.axis is not None or value.node.meta["type"].dtype == torch.int32:
+    source, axes, keep, _ = arguments(node)
+    value = _integer(graph, source, wanted)
+    if value is None or value.axis is not None or _dtype(value.node) == torch.int32:
         return None
-    axes: Any = node.args[1]
-    shape = value.node.meta["type"].shape
-    count = 1
-    for axis in axes:
-        if not isinstance(shape[axis], int):
-            return None
-        count *= shape[axis]
-    keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+    sizes = [value.node.meta["type"].shape[axis] for axis in axes or ()]
+    if not sizes or not all(isinstance(size, int) for size in sizes):
+        return None
     new = graph.call(aten.sum.dim_IntList, value.node, list(axes), keep, dtype=torch.int32)
     _take_name(new, node)
-    return Integer(new, value.scale / count, value.zero * count)
+    return Integer(new, value.scale / math.prod(sizes), value.zero * math.prod(sizes))
 
 
 def _average_pool(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
-    value = _integer(graph, node.args[0], wanted)
-    args = list(node.args) + [None] * (7 - len(node.args))
-    padding = list(args[3]) if args[3] else [0, 0]  # type: ignore[arg-type]
-    if value is None or value.axis is not None or args[4] or args[6] or value.node.meta["type"].dtype == torch.int32:
+    source, kernel, stride, padding, ceil_mode, count_padding, divisor = arguments(node)
+    value = _integer(graph, source, wanted)
+    if value is None or value.axis is not None or _dtype(value.node) == torch.int32:
         return None
-    if any(padding) and args[5] is False:
+    if ceil_mode or divisor is not None or (any(padding) and not count_padding):
         return None
-    kernel = list(args[1])  # type: ignore[arg-type]
-    new = graph.call(
-        graphc_ops.integer_sum_pool2d.default, value.node, value.zero, kernel, list(args[2] or kernel), padding  # type: ignore[arg-type]
-    )  # fmt: skip
+    kernel, stride, padding = (_pair(sizes) for sizes in (kernel, stride or kernel, padding))
+    new = graph.call(graphc_ops.integer_sum_pool2d.default, value.node, value.zero, kernel, stride, padding)
     _take_name(new, node)
-    return Integer(new, value.scale / (kernel[0] * kernel[1]), 0)
+    return Integer(new, value.scale / math.prod(kernel), 0)
 
 
-_LAYERS = (aten.convolution.default, aten.linear.default)
+def _pair(sizes: Sequence[int] | int) -> list[int]:
+    """torch's short forms 3 and [3] for [3, 3]."""
+    listed = [sizes] if isinstance(sizes, int) else list(sizes)
+    return listed * (2 // len(listed))
 
 
 def _rescale(graph: Graph, value: Integer, scale: Tensor, zero: int, low: int, high: int) -> fx.Node:
@@ -293,6 +277,11 @@ def _rescale(graph: Graph, value: Integer, scale: Tensor, zero: int, low: int, h
     stored = graph.add_weight(f"{stem}.multiplier", multiplier), graph.add_weight(f"{stem}.shift", shift)
     rescale = graphc_ops.rescale.default
     return graph.call(rescale, value.node, *stored, value.zero, zero, value.axis, low, high)
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    found: torch.dtype = node.meta["type"].dtype
+    return found
 
 
 def _is_decoded(node: Any) -> bool:
@@ -321,9 +310,8 @@ def _stored_float(graph: Graph, node: Any) -> Tensor | None:
 def _bounds(node: fx.Node) -> tuple[float | None, float | None]:
     if node.target is aten.relu.default:
         return 0.0, None
-    least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
-    most = node.args[2] if len(node.args) > 2 else node.kwargs.get("max")
-    return least, most  # type: ignore[return-value]
+    _, least, most = arguments(node)
+    return least, most
 
 
 def _quantized(value: float, scale: Tensor, zero: int, qmin: int, qmax: int) -> int:

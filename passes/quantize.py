@@ -43,7 +43,7 @@ from torch import Tensor, fx
 
 from graphc.calibration import Method, Observer, interval
 from graphc.errors import CalibrationError, PassError
-from graphc.graph import Graph
+from graphc.graph import Graph, arguments
 from graphc.pipeline import Pass, PassContext
 
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
@@ -90,9 +90,10 @@ class Quantize(Pass):
     def _takes(self, graph: Graph, node: fx.Node) -> bool:
         if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
             return False
-        weight = graph.weight(node.args[1])
-        stored_bias = len(node.args) < 3 or node.args[2] is None or graph.weight(node.args[2]) is not None
-        transposed = node.target is aten.convolution.default and node.args[6]
+        _, weight_node, bias, *geometry = arguments(node)
+        weight = graph.weight(weight_node)
+        stored_bias = bias is None or graph.weight(bias) is not None
+        transposed = node.target is aten.convolution.default and geometry[3]
         return weight is not None and weight.dtype == torch.float32 and stored_bias and not transposed
 
     def _observe(self, graph: Graph, ctx: PassContext, roots: set[fx.Node]) -> dict[fx.Node, Observer]:
@@ -177,10 +178,12 @@ def _integer_values(layers: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
             continue
         scales[value] = value
         core = value
-        while core.target in ACTIVATIONS and _only_use(core.args[0]) and core.args[0].target in (*LAYERS, *COMBINING):  # type: ignore[union-attr]
-            core = core.args[0]  # type: ignore[assignment]
+        while core.target in ACTIVATIONS and len(core.all_input_nodes[0].users) == 1:
+            if core.all_input_nodes[0].target not in (*LAYERS, *COMBINING, *ACTIVATIONS):
+                break
+            core = core.all_input_nodes[0]
         if core.target in SAME_SCALE and _keeps_nought(core):
-            scales[value] = core.args[0]  # type: ignore[assignment]
+            scales[value] = core.all_input_nodes[0]
         if core.target in (*SAME_SCALE, *ACTIVATIONS) or (core.target in COMBINING and _integer_combination(core)):
             waiting.extend(core.all_input_nodes)
     # A chain of same-scale operators has the scale of its head.
@@ -193,12 +196,9 @@ def _integer_values(layers: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
     return dict(sorted(scales.items(), key=lambda item: order[item[0]]))
 
 
-def _only_use(node: object) -> bool:
-    return isinstance(node, fx.Node) and len(node.users) == 1
-
-
 def _keeps_nought(node: fx.Node) -> bool:
-    return node.target is not aten.constant_pad_nd.default or ((len(node.args) > 2 and node.args[2]) or 0) == 0
+    """Whether the operator adds no other values than nought, which every scale has."""
+    return node.target is not aten.constant_pad_nd.default or arguments(node)[2] == 0
 
 
 def _integer_combination(node: fx.Node) -> bool:
@@ -206,17 +206,14 @@ def _integer_combination(node: fx.Node) -> bool:
     kinds = [used.meta["type"] for used in node.all_input_nodes]
     if any(kind.dtype != torch.float32 for kind in kinds) or node.meta["type"].dtype != torch.float32:
         return False
+    given = arguments(node)
     if node.target is aten.add.Tensor:
-        activations = all(isinstance(argument, fx.Node) and argument.op != "get_attr" for argument in node.args[:2])
-        return activations and node.kwargs.get("alpha", 1) == 1
+        return all(isinstance(term, fx.Node) and term.op != "get_attr" for term in given[:2]) and bool(given[2] == 1)
     if node.target is aten.avg_pool2d.default:
-        padding = list(node.args[3]) if len(node.args) > 3 else [0]  # type: ignore[arg-type]
-        ceiling = len(node.args) > 4 and node.args[4]
-        divisor = len(node.args) > 6 and node.args[6]
-        counts_padding = len(node.args) <= 5 or node.args[5]
-        return not ceiling and not divisor and (not any(padding) or bool(counts_padding))
+        _, _, _, padding, ceil_mode, count_padding, divisor = given
+        return not ceil_mode and divisor is None and (count_padding or not any(padding))
     if node.target is aten.mean.dim:
-        return all(isinstance(kinds[0].shape[axis], int) for axis in node.args[1])  # type: ignore[union-attr]
+        return bool(given[1]) and all(isinstance(kinds[0].shape[axis], int) for axis in given[1])
     return True
 
 
@@ -258,7 +255,7 @@ def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
     with graph.at(layer):
         q = graph.add_weight(f"{stem}.int8", graphc_ops.quantize(weight, scale, zero, 0, -127, 127))
         stored = graph.add_weight(f"{stem}.scale", scale), graph.add_weight(f"{stem}.zero_point", zero)
-        args = list(layer.args) + [None] * (3 - len(layer.args))
+        args = arguments(layer)
         args[1] = graph.call(graphc_ops.dequantize.default, q, *stored, 0, name=f"{layer.name}_weight")
         if mean is not None:
             bias = graph.weight(args[2])
