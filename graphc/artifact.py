@@ -120,7 +120,7 @@ class Artifact:
         bfloat16 results come as float32, which holds them exactly. Raises InputError that names the input and what
         would be legal. Calls from several threads queue up.
         """
-        return self._call(inputs, kwargs)[0]
+        return self._call(inputs, kwargs)
 
     def run_many(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Run each item: the tuple of a call's inputs, or the only input."""
@@ -129,11 +129,14 @@ class Artifact:
 
     def profile(self, *inputs: Any, **kwargs: Any) -> list[tuple[str, str, float]]:
         """Run once; for each step its kernel's name, the layer it belongs to, and the milliseconds it took."""
-        _, nanoseconds = self._call(inputs, kwargs)
         steps = self.plan["steps"][self.plan["init_steps"] :]
-        return [(s["kernel"], s["path"], ns / 1e6) for s, ns in zip(steps, nanoseconds, strict=True)]
+        nanoseconds = np.zeros(len(steps), np.uint64)
+        self._call(inputs, kwargs, nanoseconds)
+        return [(s["kernel"], s["path"], float(ns) / 1e6) for s, ns in zip(steps, nanoseconds, strict=True)]
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[int]]:
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], nanoseconds: NDArray[np.uint64] | None = None
+    ) -> Any:
         declared = self.plan["inputs"]
         leaves = self._inputs.flatten((args, kwargs))
         arrays = [_to_array(info, leaf) for info, leaf in zip(declared, leaves, strict=True)]
@@ -145,19 +148,16 @@ class Artifact:
             shapes = [tuple(next(dims) for _ in info["shape"]) for info in infos]
             for info, array, shape in zip(declared, arrays, shapes, strict=False):
                 if array.shape != shape:
-                    raise InputError(
-                        f"input {_describe(info)} has the wrong shape: {shape} expected, {array.shape} given"
-                    )
+                    raise InputError(f"input {_describe(info)} must have the shape {shape}, got {array.shape}")
             outputs = [
                 np.empty(shape, _DTYPES[info["dtype"]])
                 for info, shape in zip(self.plan["outputs"], shapes[len(declared) :], strict=True)
             ]
-            nanoseconds = executor.run(arrays, symbols, outputs)
-        results = [
-            (bits.astype(np.uint32) << 16).view(np.float32) if info["dtype"] == "bf16" else bits
-            for info, bits in zip(self.plan["outputs"], outputs, strict=True)
-        ]
-        return self._outputs.unflatten(results), nanoseconds
+            executor.run(arrays, symbols, outputs, nanoseconds)
+        for index, info in enumerate(self.plan["outputs"]):
+            if info["dtype"] == "bf16":
+                outputs[index] = _from_bfloat16(outputs[index])
+        return self._outputs.unflatten(outputs)
 
     def _solve(self, arrays: Sequence[NDArray[Any]]) -> list[int]:
         """The dynamic sizes, in the plan's order, read off the inputs whose shapes name them."""
@@ -175,7 +175,7 @@ class Artifact:
         return [sizes[symbol["name"]] for symbol in self.plan["symbols"]]
 
     def _start(self) -> Native | Emulator:
-        if self._executor is None:
+        if self._executor is None or not self._executor.alive:
             steps = [step["kernel"] for step in self.plan["steps"]]
             if self.target.arch == machine_arch():
                 self._executor = Native(self._sections["code"], self._sections["weights"], steps, self.threads)
@@ -215,7 +215,7 @@ def _to_array(info: Mapping[str, Any], value: Any) -> NDArray[Any]:
     if hasattr(value, "detach"):  # a torch tensor
         value = value.detach().cpu()
         given = str(value.dtype).removeprefix("torch.")
-        array = _bfloat16_bits(value.float().numpy()) if given == "bfloat16" else value.numpy()
+        array = _to_bfloat16(value.float().numpy()) if given == "bfloat16" else value.numpy()
     else:
         array = np.asarray(value)
         given = array.dtype.name
@@ -229,6 +229,13 @@ def _to_array(info: Mapping[str, Any], value: Any) -> NDArray[Any]:
     return np.asarray(array, order="C")
 
 
-def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of float32 values that bfloat16 holds exactly."""
-    return (np.asarray(values, order="C").view(np.uint32) >> 16).astype(np.uint16)
+def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of bfloat16 values: the upper halves of the same values in float32."""
+    return np.right_shift(np.asarray(values, order="C").view(np.uint32), 16).astype(np.uint16)
+
+
+def _from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    values = np.empty(bits.shape, np.float32)
+    values.view(np.uint32)[...] = bits
+    values.view(np.uint32)[...] <<= 16
+    return values

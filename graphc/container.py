@@ -18,7 +18,6 @@ import hashlib
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,20 +89,15 @@ def read(path: str | os.PathLike[str]) -> memoryview:
 def write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write beside, then rename: whoever reads `path` sees the old content or the new, never a part."""
     target = Path(path)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            beside.write_bytes(data)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"cannot write the artifact '{target}': {error}") from None
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, target)
-    except BaseException:
-        os.unlink(beside)
-        raise
 
 
 def _layout(sizes: list[int]) -> tuple[list[int], int]:

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ _ABI = 1
 _ALIGNMENT = 64
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 
-Bytes = NDArray[np.uint8]
+Bytes: TypeAlias = NDArray[np.uint8]
+Arrays: TypeAlias = Sequence[NDArray[Any]]
 
 
 class _Program(ctypes.Structure):
@@ -56,6 +57,8 @@ class Native:
     this CPU lacks a feature that the code uses. One call at a time: the caller holds a lock.
     """
 
+    alive = True  # what Emulator tells of its process
+
     def __init__(self, code: memoryview, weights: memoryview, steps: Sequence[str], threads: int) -> None:
         library, fd = _load(code)
         workers: list[threading.Thread] = []
@@ -71,7 +74,7 @@ class Native:
         for _ in range(threads - 1):
             workers.append(threading.Thread(target=library.graphc_worker, name="graphc", daemon=True))
             workers[-1].start()
-        self._steps((), (), (), 0, program.num_init_steps)
+        self._run_steps((), (), (), 0, program.num_init_steps)
 
     def shapes(self, symbols: Sequence[int], num_dims: int) -> list[int]:
         """The sizes of all inputs, then of all outputs, flat (`num_dims` in all)."""
@@ -79,29 +82,40 @@ class Native:
         self._program.shapes((ctypes.c_int64 * len(symbols))(*symbols), dims)
         return list(dims)
 
-    def run(self, inputs: Sequence[NDArray[Any]], symbols: Sequence[int], outputs: Sequence[NDArray[Any]]) -> list[int]:
-        """Run once on dense inputs into dense outputs; returns each step's nanoseconds."""
-        return self._steps(inputs, symbols, outputs, self._program.num_init_steps, self._program.num_steps)
+    def run(
+        self, inputs: Arrays, symbols: Sequence[int], outputs: Arrays, nanoseconds: NDArray[np.uint64] | None = None
+    ) -> None:
+        """Run once on dense inputs into dense outputs; `nanoseconds` gets each step's duration."""
+        first, last = self._program.num_init_steps, self._program.num_steps
+        self._run_steps(inputs, symbols, outputs, first, last, nanoseconds)
 
-    def _steps(
+    def _run_steps(
         self,
-        inputs: Sequence[NDArray[Any]],
+        inputs: Arrays,
         symbols: Sequence[int],
-        outputs: Sequence[NDArray[Any]],
+        outputs: Arrays,
         first: int,
         last: int,
-    ) -> list[int]:
-        pointers = [
-            (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays)) for arrays in (inputs, outputs)
-        ]
+        nanoseconds: NDArray[np.uint64] | None = None,
+    ) -> None:
+        inputs_at, outputs_at = _pointers(inputs), _pointers(outputs)
         sizes = (ctypes.c_int64 * len(symbols))(*symbols)
-        memory = (self._weights.ctypes.data, self._state.ctypes.data, self._arena.ctypes.data)
-        frame = _Frame(*memory, *(ctypes.addressof(array) for array in (*pointers, sizes)))
-        nanoseconds = (ctypes.c_uint64 * (last - first))()
-        failed = self._library.graphc_steps(ctypes.byref(frame), first, last, nanoseconds)
+        frame = _Frame(
+            self._weights.ctypes.data,
+            self._state.ctypes.data,
+            self._arena.ctypes.data,
+            ctypes.addressof(inputs_at),
+            ctypes.addressof(outputs_at),
+            ctypes.addressof(sizes),
+        )
+        durations = None if nanoseconds is None else ctypes.c_void_p(nanoseconds.ctypes.data)
+        failed = self._library.graphc_steps(ctypes.byref(frame), first, last, durations)
         if failed:
             raise GraphcError(f"step '{self._names[failed - 1]}' failed")
-        return list(nanoseconds)
+
+
+def _pointers(arrays: Arrays) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 def _load(code: memoryview) -> tuple[ctypes.CDLL, int]:

@@ -1,8 +1,10 @@
-"""A small artifact made by hand: y, total = f(x, mask=mask) with a dynamic batch, kernels in C instead of a backend's."""
+"""A small artifact made by hand: y, total = f(x, mask=mask) with a dynamic batch, and kernels in C."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,23 +21,31 @@ from graphc.target import Target, machine_arch
 SAMPLE = Path(__file__).parent / "sample"
 PACKED = np.random.default_rng(0).integers(-20, 20, (4, 8), dtype=np.int8)
 
-MakeSample = Callable[..., Artifact]
 
+@pytest.fixture(scope="session")
+def expected() -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """expected(x, mask): what the sample computes."""
 
-def expected(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the sample computes."""
-    y = (x * mask) @ (0.5 * PACKED.T.astype(np.float32))
-    return y, y.astype(np.float64).sum()
+    def compute(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y = (x * mask) @ (0.5 * PACKED.T.astype(np.float32))
+        return y, y.astype(np.float64).sum()
 
-
-def inputs(batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Small integers: sums are exact in any order."""
-    rng = np.random.default_rng(batch)
-    return rng.integers(-5, 5, (batch, 8)).astype(np.float32), rng.random((batch, 8)) < 0.5
+    return compute
 
 
 @pytest.fixture(scope="session")
-def make_sample(tmp_path_factory: pytest.TempPathFactory) -> MakeSample:
+def example() -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """example(batch): the sample's inputs, small integers whose sums are exact in any order."""
+
+    def make(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(batch)
+        return rng.integers(-5, 5, (batch, 8)).astype(np.float32), rng.random((batch, 8)) < 0.5
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
     """make_sample(arch, feature): the artifact for an architecture, needing one CPU feature."""
 
     @cache
@@ -73,9 +83,22 @@ def make_sample(tmp_path_factory: pytest.TempPathFactory) -> MakeSample:
     return make
 
 
+@pytest.fixture
+def compile_c(tmp_path: Path) -> Callable[..., Path]:
+    """compile_c(source, ...flags): a program for this machine, all warnings being errors."""
+
+    def compile_program(*arguments: str | Path) -> Path:
+        program = tmp_path / "program"
+        command = [sys.executable, "-m", "ziglang", "cc", "-std=c11", "-g", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([*command, f"-I{zig.SOURCES}", *map(str, arguments), "-o", str(program)], check=True)
+        return program
+
+    return compile_program
+
+
 @pytest.fixture(scope="session")
-def qemu() -> str:
-    """Skips where the emulator of the other architecture is missing."""
+def emulated() -> str:
+    """An architecture that only an emulator can run here; skips where that is not installed."""
     if machine_arch() != "x86-64" or shutil.which("qemu-aarch64") is None:
         pytest.skip("needs an x86-64 machine with qemu-aarch64: apt install qemu-user")
     return "arm64"

@@ -1,4 +1,5 @@
 /* Stress the thread pool and the memory functions of model.c. Prints "ok", or what went wrong. */
+#define _DEFAULT_SOURCE /* usleep */
 #define memcpy model_memcpy
 #define memmove model_memmove
 #define memset model_memset
