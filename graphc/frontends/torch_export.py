@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import sympy
@@ -96,29 +97,21 @@ def _inference(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own warnings and logs: what matters of them is in the error."""
-    loggers = [logging.getLogger(name) for name in ("torch._dynamo", "torch.export", "torch.fx", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    """Without torch's own warnings, logs and prints: what matters of them is in the error."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
 
 
 def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
     """What stopped the export, in the user's layer and line."""
-    names = {id(module): name for name, module in model.named_modules()}
-    layer, line = "", ""
-    for frame, number in _frames(failures):
-        owner = frame.f_locals.get("self")
-        if id(owner) in names and not frame.f_code.co_filename.startswith(torch.__path__[0]):
-            layer = names[id(owner)] or type(model).__name__
-            line = f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{number}"
+    layer, line = _place(model, failures[0])
+    where = f" in layer '{layer}' ({line})" if layer else ""
     text = str(failures[0]).strip()
     first = text.splitlines()[0] if text else type(failures[0]).__name__
     hint = ""
@@ -128,20 +121,24 @@ def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
             "Use torch.where or torch.cond, or move the decision out of the model."
         )
     elif "dynamic_shapes" in text or "Constraints violated" in text or "specialized" in text:
+        broken = "".join(f"\n{entry}" for entry in text.splitlines() if entry.startswith(("  - ", "  * ")))
         hint = (
-            "\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like this."
+            f"{broken}\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like "
+            "this."
         )
-    where = f" in layer '{layer}' ({line})" if layer else ""
     return f"torch.export cannot trace {type(model).__name__}{where}: {first}{hint}"
 
 
-def _frames(failures: Sequence[BaseException]) -> Iterator[tuple[FrameType, int]]:
-    """The frames of the first failure that passed through Python code, its causes included."""
-    for failure in failures:
-        error: BaseException | None = failure
-        while error is not None:
-            yield from traceback.walk_tb(error.__traceback__)
-            error = error.__cause__ or error.__context__
+def _place(model: nn.Module, failure: Exception) -> tuple[str, str]:
+    """The innermost layer that an exception came through, and the last line of the user's own code."""
+    names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
+    layer, line = "", ""
+    for frame, number in traceback.walk_tb(failure.__traceback__):
+        file = frame.f_code.co_filename
+        layer = names.get(id(frame.f_locals.get("self")), layer)
+        if layer and not file.startswith((torch.__path__[0], "<")):
+            line = f"{os.path.basename(file)}:{number}"
+    return layer, line
 
 
 def from_exported_program(
@@ -172,6 +169,7 @@ def from_exported_program(
                 is_tensor = isinstance(value, torch.Tensor)
                 leaves.append(is_tensor)
                 constants.append(None if is_tensor else value)
+                _check_constant(constants[-1], f"input '{node.name}'")
                 values[node] = graph.add_input(node.name, translate.type(value, node.name)) if is_tensor else value
             else:
                 tensor = _stored_tensor(program, str(spec.target))
@@ -188,6 +186,8 @@ def from_exported_program(
                 values[node] = _copy(graph, node, values, translate)
         elif node.op == "output":
             results = [values[item] if isinstance(item, fx.Node) else item for item in node.args[0]]
+            for place, item in enumerate(results):
+                _check_constant(item, f"output {place}")
             graph.set_output([item for item in results if isinstance(item, fx.Node)])
         else:
             raise CaptureError(f"torch.export produced a '{node.op}' node, '{node.name}', which has no meaning here")
@@ -195,6 +195,15 @@ def from_exported_program(
     graph.outputs = _structure(program.call_spec.out_spec, [isinstance(r, fx.Node) for r in results], results)
     graph.drop_unused()
     return graph
+
+
+def _check_constant(value: Any, what: str) -> None:
+    """What is no tensor becomes part of the call's structure, and must be plain."""
+    if not isinstance(value, fx.Node | bool | int | float | str | None):
+        raise CaptureError(
+            f"{what} is {value} ({type(value).__name__}); a model takes and returns tensors, and besides them only "
+            "None, numbers and strings that stay as they were traced"
+        )
 
 
 def _decompositions() -> Any:
@@ -239,7 +248,7 @@ class _Symbols:
             if not isinstance(old, sympy.Symbol):
                 continue
             name = names.get(str(old), f"size{len(self._new)}")
-            if not bounds.upper.is_finite or int(bounds.upper) >= 2**31:
+            if not isinstance(bounds.upper, sympy.Integer) or int(bounds.upper) >= 2**31:
                 raise CaptureError(
                     f"dynamic size '{name}' has no maximum, which memory planning needs: "
                     f'declare torch.export.Dim("{name}", min=1, max=...)'

@@ -99,7 +99,8 @@ def _(
 def multiplier_and_shift(factor: Tensor) -> tuple[Tensor, Tensor]:
     """The (multiplier, shift) of `rescale` nearest to positive real factors.
 
-    factor: f64, any shape, in (2^-31, 2^28]. Returns two i32 tensors of that shape; the relative error is at most 2^-31.
+    factor: f64, any shape, in [2^-32, 2^29). Returns two i32 tensors of that shape, with a relative error of at most
+    2^-31.
     """
     mantissa, exponent = torch.frexp(factor.to(torch.float64))
     multiplier = torch.round(mantissa * 2.0**31).to(torch.int64)
