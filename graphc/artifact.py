@@ -138,7 +138,7 @@ class Artifact:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], nanoseconds: NDArray[np.uint64] | None = None
     ) -> Any:
         declared = self.plan["inputs"]
-        leaves = self._inputs.flatten((args, kwargs))
+        leaves = self._inputs.flatten_call(args, kwargs)
         arrays = [_to_array(info, leaf) for info, leaf in zip(declared, leaves, strict=True)]
         symbols = self._solve(arrays)
         infos = [*declared, *self.plan["outputs"]]

@@ -98,7 +98,7 @@ def batches(graph: Graph, data: Iterable[Any] | None) -> list[list[Tensor]]:
             ((), item) if isinstance(item, dict) else (item if isinstance(item, tuple | list) else (item,), {})
         )
         try:
-            leaves = [torch.as_tensor(leaf) for leaf in graph.inputs.flatten((tuple(args), kwargs))]
+            leaves = [torch.as_tensor(leaf) for leaf in graph.inputs.flatten_call(tuple(args), kwargs)]
         except InputError:
             # (inputs, label) pairs of a data loader: the labels are of no use here.
             leaves = [torch.as_tensor(leaf) for leaf in args[: graph.inputs.size]]

@@ -244,7 +244,7 @@ class Graph:
 
     def run(self, *args: Any, observe: Callable[[fx.Node, Any], None] | None = None, **kwargs: Any) -> Any:
         """Run in PyTorch: the meaning of the graph. `observe(node, value)` sees each operator's result."""
-        results = self.run_flat([torch.as_tensor(leaf) for leaf in self.inputs.flatten((args, kwargs))], observe)
+        results = self.run_flat([torch.as_tensor(leaf) for leaf in self.inputs.flatten_call(args, kwargs)], observe)
         return self.outputs.unflatten(results)
 
     def run_flat(

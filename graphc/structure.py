@@ -42,23 +42,28 @@ class Structure:
         """Number of leaves."""
         return int(self.kind == "leaf") + sum(child.size for child in self.children)
 
-    def flatten(self, value: Any, where: str = "") -> list[Any]:
-        """The leaves of a value of this structure, in order. Raises InputError where the value has another one."""
+    def flatten_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The leaves of a call, for the structure of a pair `(args, kwargs)`. Raises InputError as `flatten` does."""
+        positional, named = self.children
+        return positional.flatten(args, "args") + named.flatten(kwargs, "kwargs")
+
+    def flatten(self, value: Any, where: str = "value") -> list[Any]:
+        """The leaves of a value of this structure, in order. Raises InputError, which says `where`, for another one."""
         if self.kind == "leaf":
             return [value]
         if self.kind == "constant":
-            if value is not self.value and value != self.value:
-                raise InputError(f"argument{where} was {self.value!r} when the model was traced and must stay so")
+            if type(value) is not type(self.value) or value != self.value:
+                raise InputError(f"{where} was {self.value!r} when the model was traced and must stay so")
             return []
         if self.kind == "dict":
             if not isinstance(value, dict) or set(value) != set(self.keys):
                 found = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
-                raise InputError(f"argument{where or 's'} must have the keys {list(self.keys)}, got {found}")
+                raise InputError(f"{where} must have the keys {list(self.keys)}, got {found}")
             items = [value[key] for key in self.keys]
         else:
             if not isinstance(value, tuple | list) or len(value) != len(self.children):
                 given = len(value) if isinstance(value, tuple | list) else type(value).__name__
-                raise InputError(f"argument{where or 's'} must be {len(self.children)} items, got {given}")
+                raise InputError(f"{where} must have {len(self.children)} items, got {given}")
             items = list(value)
         labels: Sequence[Any] = self.keys or range(len(items))
         return [

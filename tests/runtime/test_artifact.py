@@ -125,8 +125,8 @@ def test_wrong_inputs(make_sample, example) -> None:
     artifact = make_sample()
     x, mask = example(4)
     cases = [
-        ((x,), {}, r"must have the keys \['mask'\], got \[\]"),
-        ((x, mask), {}, "must be 1 items, got 2"),
+        ((x,), {}, r"kwargs must have the keys \['mask'\], got \[\]"),
+        ((x, mask), {}, "args must have 1 items, got 2"),
         ((x.astype(np.float64),), {"mask": mask}, r"input 'x' \(f32\[batch, 8\]\) must be float32, got float64"),
         ((torch.from_numpy(x).to(torch.bfloat16),), {"mask": mask}, "must be float32, got bfloat16"),
         ((x,), {"mask": mask.astype(np.uint8)}, "input 'mask' .* must be bool, got uint8"),
