@@ -1,7 +1,7 @@
 /* The hosted half of the runtime (Linux, pthreads): read and verify an artifact, load its code, run it. See graphc.h.
 
    File format, little endian: magic, u32 format version, u32 number of sections, sha256 of everything else, then per
-   section {char name[16]; u64 offset; u64 size}, then the sections, each 64-byte aligned. graphc/container.py writes it. */
+   section {char name[16]; u64 offset; u64 size}, then the sections, each 64-byte aligned. container.py writes it. */
 #define _GNU_SOURCE
 #include "graphc.h"
 
@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "model.h"
+#include "sha256.h"
 
 #if defined(__x86_64__)
 enum { MACHINE = EM_X86_64, RELATIVE = R_X86_64_RELATIVE };
@@ -64,70 +65,11 @@ __attribute__((format(printf, 2, 3))) static int fail(char *error, const char *f
   return -1;
 }
 
-/* -- SHA-256 (FIPS 180-4) ----------------------------------------------------------------------------------------- */
-
-typedef struct {
-  uint32_t state[8];
-  uint8_t block[64];
-  uint64_t length;
-} sha256;
-
-static uint32_t rotate(uint32_t x, int n) { return x >> n | x << (32 - n); }
-
-static void sha256_block(uint32_t state[8], const uint8_t *p) {
-  static const uint32_t k[64] = {
-      0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
-      0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
-      0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
-      0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
-      0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
-      0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
-  uint32_t w[64], v[8];
-  for (int i = 0; i < 16; i++) w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
-  for (int i = 16; i < 64; i++) {
-    uint32_t a = w[i - 15], b = w[i - 2];
-    w[i] = w[i - 16] + w[i - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
-  }
-  memcpy(v, state, sizeof v);
-  for (int i = 0; i < 64; i++) {
-    uint32_t a = v[0], e = v[4];
-    uint32_t x = v[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
-    uint32_t y = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
-    memmove(v + 1, v, 7 * sizeof *v);
-    v[4] += x;
-    v[0] = x + y;
-  }
-  for (int i = 0; i < 8; i++) state[i] += v[i];
-}
-
-static void sha256_update(sha256 *hash, const uint8_t *data, size_t size) {
-  while (size) {
-    size_t used = hash->length % 64, count = size < 64 - used ? size : 64 - used;
-    if (count == 64) {
-      sha256_block(hash->state, data);
-    } else {
-      memcpy(hash->block + used, data, count);
-      if (used + count == 64) sha256_block(hash->state, hash->block);
-    }
-    hash->length += count;
-    data += count;
-    size -= count;
-  }
-}
-
-static void sha256_finish(sha256 *hash, uint8_t digest[32]) {
-  static const uint8_t padding[64] = {0x80};
-  uint64_t bits = hash->length * 8;
-  uint8_t tail[8];
-  for (int i = 0; i < 8; i++) tail[i] = (uint8_t)(bits >> (56 - 8 * i));
-  sha256_update(hash, padding, 1 + (119 - hash->length % 64) % 64);
-  sha256_update(hash, tail, 8);
-  for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(hash->state[i / 4] >> (24 - 8 * (i % 4)));
-}
-
 /* -- file --------------------------------------------------------------------------------------------------------- */
 
-static uint32_t read_u32(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+static uint32_t read_u32(const uint8_t *p) {
+  return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
 static uint64_t read_u64(const uint8_t *p) { return read_u32(p) | (uint64_t)read_u32(p + 4) << 32; }
 
 static int map_file(const char *path, uint8_t **data, size_t *size, char *error) {
@@ -148,8 +90,9 @@ static int verify(const uint8_t *file, size_t size, char *error) {
   if (memcmp(file, "\x89GRAPHC\n", 8)) return fail(error, "not a graphc artifact");
   uint32_t version = read_u32(file + 8);
   if (version != FORMAT_VERSION)
-    return fail(error, "artifact has format version %u, this runtime reads %d: compile the model again", version, FORMAT_VERSION);
-  sha256 hash = {{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}, {0}, 0};
+    return fail(error, "artifact has format version %u, this runtime reads %d: compile the model again", version,
+                FORMAT_VERSION);
+  sha256 hash = SHA256_START;
   uint8_t digest[32];
   sha256_update(&hash, file, 16);
   sha256_update(&hash, file + HEADER_SIZE, size - HEADER_SIZE);
@@ -158,9 +101,11 @@ static int verify(const uint8_t *file, size_t size, char *error) {
   return 0;
 }
 
-static int find_section(const uint8_t *file, size_t size, const char *name, const uint8_t **data, size_t *length, char *error) {
+static int find_section(const uint8_t *file, size_t size, const char *name, const uint8_t **data, size_t *length,
+                        char *error) {
   uint32_t count = read_u32(file + 12);
-  if (count > (size - HEADER_SIZE) / SECTION_SIZE) return fail(error, "artifact is damaged: its section table is cut off");
+  if (count > (size - HEADER_SIZE) / SECTION_SIZE)
+    return fail(error, "artifact is damaged: its section table is cut off");
   for (uint32_t i = 0; i < count; i++) {
     const uint8_t *entry = file + HEADER_SIZE + (size_t)i * SECTION_SIZE;
     if (strncmp((const char *)entry, name, 16)) continue;
@@ -196,8 +141,8 @@ static int link_code(code_image *code, const Elf64_Phdr *dynamic, char *error) {
   code->num_symbols = counts[1];
   code->strings = value[DT_STRTAB];
   code->strings_size = value[DT_STRSZ];
-  if (!inside(value[DT_SYMTAB], counts[1] * sizeof(Elf64_Sym), code->span) || !inside(value[DT_STRTAB], value[DT_STRSZ], code->span) ||
-      !inside(value[DT_RELA], value[DT_RELASZ], code->span))
+  if (!inside(value[DT_SYMTAB], counts[1] * sizeof(Elf64_Sym), code->span) ||
+      !inside(value[DT_STRTAB], value[DT_STRSZ], code->span) || !inside(value[DT_RELA], value[DT_RELASZ], code->span))
     return fail(error, "code section has tables outside of its segments");
   for (uint64_t at = 0; at + sizeof(Elf64_Rela) <= value[DT_RELASZ]; at += sizeof(Elf64_Rela)) {
     Elf64_Rela entry;
@@ -218,8 +163,10 @@ static int load_code(const uint8_t *elf, size_t size, code_image *code, char *er
   memcpy(&header, elf, sizeof header);
   if (memcmp(header.e_ident, ELFMAG, SELFMAG) || header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_type != ET_DYN)
     return fail(error, "code section is not an ELF shared object");
-  if (header.e_machine != MACHINE) return fail(error, "artifact was compiled for another architecture than this machine's");
-  if (header.e_phentsize != sizeof(Elf64_Phdr) || !inside(header.e_phoff, (uint64_t)header.e_phnum * sizeof(Elf64_Phdr), size))
+  if (header.e_machine != MACHINE)
+    return fail(error, "artifact was compiled for another architecture than this machine's");
+  if (header.e_phentsize != sizeof(Elf64_Phdr) ||
+      !inside(header.e_phoff, (uint64_t)header.e_phnum * sizeof(Elf64_Phdr), size))
     return fail(error, "code section has no program headers");
 
   enum { MAX_SEGMENTS = 16, MAX_SPAN = 1 << 30 };
@@ -232,8 +179,9 @@ static int load_code(const uint8_t *elf, size_t size, code_image *code, char *er
     memcpy(&segment, elf + header.e_phoff + (size_t)i * sizeof segment, sizeof segment);
     if (segment.p_type == PT_DYNAMIC) dynamic = segment;
     if (segment.p_type != PT_LOAD) continue;
-    if (count == MAX_SEGMENTS || !inside(segment.p_vaddr, segment.p_memsz, MAX_SPAN) || segment.p_filesz > segment.p_memsz ||
-        !inside(segment.p_offset, segment.p_filesz, size) || segment.p_vaddr / page * page < end)
+    if (count == MAX_SEGMENTS || !inside(segment.p_vaddr, segment.p_memsz, MAX_SPAN) ||
+        segment.p_filesz > segment.p_memsz || !inside(segment.p_offset, segment.p_filesz, size) ||
+        segment.p_vaddr / page * page < end)
       return fail(error, "code section has segments that overlap or lie outside of it");
     if ((segment.p_flags & PF_W) && (segment.p_flags & PF_X)) return fail(error, "code section wants writable code");
     end = (segment.p_vaddr + segment.p_memsz + page - 1) / page * page;
@@ -246,12 +194,15 @@ static int load_code(const uint8_t *elf, size_t size, code_image *code, char *er
   if (memory == MAP_FAILED) return fail(error, "out of memory: the code needs %llu bytes", (unsigned long long)end);
   code->base = memory;
   code->span = end;
-  for (int i = 0; i < count; i++) memcpy(code->base + segments[i].p_vaddr, elf + segments[i].p_offset, segments[i].p_filesz);
+  for (int i = 0; i < count; i++)
+    memcpy(code->base + segments[i].p_vaddr, elf + segments[i].p_offset, segments[i].p_filesz);
   if (link_code(code, &dynamic, error)) return -1;
   for (int i = 0; i < count; i++) {
     uint64_t start = segments[i].p_vaddr / page * page, stop = segments[i].p_vaddr + segments[i].p_memsz;
-    int flags = PROT_READ | (segments[i].p_flags & PF_W ? PROT_WRITE : 0) | (segments[i].p_flags & PF_X ? PROT_EXEC : 0);
-    if (mprotect(code->base + start, stop - start, flags)) return fail(error, "this system does not allow to load code");
+    int flags =
+        PROT_READ | (segments[i].p_flags & PF_W ? PROT_WRITE : 0) | (segments[i].p_flags & PF_X ? PROT_EXEC : 0);
+    if (mprotect(code->base + start, stop - start, flags))
+      return fail(error, "this system does not allow to load code");
     if (segments[i].p_flags & PF_X) {
       code->text_start = segments[i].p_vaddr;
       code->text_end = stop;
@@ -301,14 +252,17 @@ static int start_threads(graphc_model *model, int threads, void (*pool_start)(in
     model->num_workers += !status;
   }
   pthread_attr_destroy(&attributes);
-  return status ? fail(error, "cannot start thread %d of %d: %s", model->num_workers + 2, threads, strerror(status)) : 0;
+  return status ? fail(error, "cannot start thread %d of %d: %s", model->num_workers + 2, threads, strerror(status))
+                : 0;
 }
 
 static int check_program(graphc_model *model, size_t weights_size,
                          int32_t (*has_feature)(const char *, uint64_t, uint64_t), char *error) {
   const graphc_program *program = model->program;
-  if (program->abi != GRAPHC_ABI) return fail(error, "artifact has ABI %u, this runtime %d: compile again", program->abi, GRAPHC_ABI);
-  if (program->weights_bytes < 0 || (uint64_t)program->weights_bytes != weights_size || program->arena_bytes < 0 || program->state_bytes < 0)
+  if (program->abi != GRAPHC_ABI)
+    return fail(error, "artifact has ABI %u, this runtime %d: compile again", program->abi, GRAPHC_ABI);
+  if (program->weights_bytes < 0 || (uint64_t)program->weights_bytes != weights_size || program->arena_bytes < 0 ||
+      program->state_bytes < 0)
     return fail(error, "artifact is damaged: code and weights do not belong together");
   char missing[GRAPHC_ERROR_SIZE / 2] = "";
   for (const char *const *feature = program->features; *feature; feature++) {
@@ -318,8 +272,10 @@ static int check_program(graphc_model *model, size_t weights_size,
   }
   if (*missing) return fail(error, "this CPU lacks features that the artifact was compiled for:%s", missing);
   for (int i = 0; i < program->num_inputs + program->num_outputs; i++) {
-    const graphc_tensor_info *info = i < program->num_inputs ? &program->inputs[i] : &program->outputs[i - program->num_inputs];
-    if (info->rank < 0 || info->rank > GRAPHC_MAX_RANK) return fail(error, "tensor '%s' has rank %d, at most %d", info->name, info->rank, GRAPHC_MAX_RANK);
+    const graphc_tensor_info *info =
+        i < program->num_inputs ? &program->inputs[i] : &program->outputs[i - program->num_inputs];
+    if (info->rank < 0 || info->rank > GRAPHC_MAX_RANK)
+      return fail(error, "tensor '%s' has rank %d, at most %d", info->name, info->rank, GRAPHC_MAX_RANK);
     model->num_dims += info->rank;
   }
   return 0;
@@ -339,7 +295,8 @@ static int start(graphc_model *model, const char *path, int threads, char *error
   if (map_file(path, &model->file, &model->file_size, error) || verify(model->file, model->file_size, error) ||
       find_section(model->file, model->file_size, "code", &elf, &elf_size, error) ||
       find_section(model->file, model->file_size, "weights", &weights, &weights_size, error) ||
-      load_code(elf, elf_size, &model->code, error) || find_function(&model->code, "graphc_program_get", &program_get, error) ||
+      load_code(elf, elf_size, &model->code, error) ||
+      find_function(&model->code, "graphc_program_get", &program_get, error) ||
       find_function(&model->code, "graphc_has_feature", &has_feature, error) ||
       find_function(&model->code, "graphc_steps", &model->steps, error) ||
       find_function(&model->code, "graphc_worker", &model->worker, error) ||
@@ -354,7 +311,9 @@ static int start(graphc_model *model, const char *path, int threads, char *error
   if (!model->frame.state || !model->frame.arena) return fail(error, "out of memory");
   if (start_threads(model, threads, pool_start, error)) return -1;
   int failed = model->steps(&model->frame, 0, model->program->num_init_steps, NULL);
-  return failed ? fail(error, "step '%s' failed while the weights were unpacked", model->program->steps[failed - 1].name) : 0;
+  return failed
+             ? fail(error, "step '%s' failed while the weights were unpacked", model->program->steps[failed - 1].name)
+             : 0;
 }
 
 graphc_model *graphc_load(const char *path, int threads, char error[GRAPHC_ERROR_SIZE]) {
@@ -426,8 +385,10 @@ static int describe(graphc_model *model, int index, const int64_t *symbols, grap
   int64_t *dims = calloc((size_t)model->num_dims + 1, sizeof *dims), *own = dims;
   if (!dims) return -1;
   program->shapes(symbols, dims);
-  for (int i = 0; i < index; i++) own += i < program->num_inputs ? program->inputs[i].rank : program->outputs[i - program->num_inputs].rank;
-  const graphc_tensor_info *info = index < program->num_inputs ? &program->inputs[index] : &program->outputs[index - program->num_inputs];
+  for (int i = 0; i < index; i++)
+    own += i < program->num_inputs ? program->inputs[i].rank : program->outputs[i - program->num_inputs].rank;
+  const graphc_tensor_info *info =
+      index < program->num_inputs ? &program->inputs[index] : &program->outputs[index - program->num_inputs];
   *tensor = (graphc_tensor){info->name, (enum graphc_dtype)info->dtype, info->rank, {0}, sizes[info->dtype]};
   for (int i = 0; i < info->rank; i++) tensor->bytes *= (size_t)(tensor->dims[i] = own[i]);
   free(dims);

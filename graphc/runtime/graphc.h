@@ -1,4 +1,4 @@
-/* graphc: run a compiled neural network from C. Link graphc.c (POSIX, pthreads) into your program; nothing else is needed.
+/* graphc: run a compiled neural network from C. Compile graphc.c (Linux, pthreads) into your program: that is all.
 
    graphc_model *model = graphc_load("model.graphc", 0, error);
    graphc_run(model, inputs, NULL, outputs);
@@ -15,7 +15,16 @@ extern "C" {
 #endif
 
 enum graphc_dtype {
-  GRAPHC_F64, GRAPHC_F32, GRAPHC_F16, GRAPHC_BF16, GRAPHC_I64, GRAPHC_I32, GRAPHC_I16, GRAPHC_I8, GRAPHC_U8, GRAPHC_BOOL
+  GRAPHC_F64,
+  GRAPHC_F32,
+  GRAPHC_F16,
+  GRAPHC_BF16,
+  GRAPHC_I64,
+  GRAPHC_I32,
+  GRAPHC_I16,
+  GRAPHC_I8,
+  GRAPHC_U8,
+  GRAPHC_BOOL
 };
 
 #define GRAPHC_MAX_RANK 16

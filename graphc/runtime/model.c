@@ -43,7 +43,9 @@ static void futex_wait(atomic_uint *word, unsigned expected) {
   system_call(SYS_FUTEX, (long)word, FUTEX_WAIT_PRIVATE, (long)expected, 0);
 }
 
-static void futex_wake(atomic_uint *word, int count) { system_call(SYS_FUTEX, (long)word, FUTEX_WAKE_PRIVATE, count, 0); }
+static void futex_wake(atomic_uint *word, int count) {
+  system_call(SYS_FUTEX, (long)word, FUTEX_WAKE_PRIVATE, count, 0);
+}
 
 /* -- thread pool --------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,8 @@ static void run_tasks(void) {
     if (!atomic_compare_exchange_weak(&pool.unclaimed, &count, count - 1)) continue;
     int error = pool.task(count - 1, &pool.env, pool.closure);
     if (error) atomic_store(&pool.error, error);
-    if (atomic_fetch_sub(&pool.unfinished, 1) == 1 && atomic_load(&pool.launcher_sleeps)) futex_wake(&pool.unfinished, 1);
+    if (atomic_fetch_sub(&pool.unfinished, 1) == 1 && atomic_load(&pool.launcher_sleeps))
+      futex_wake(&pool.unfinished, 1);
     count = atomic_load(&pool.unclaimed);
   }
 }
@@ -104,7 +107,7 @@ static int launch(parallel_task task, void *closure, int num_task) {
   atomic_store(&pool.error, 0);
   atomic_store(&pool.unfinished, (unsigned)num_task);
   atomic_store(&pool.unclaimed, num_task);
-  /* A worker first counts itself as sleeping, then sleeps only if epoch has not moved: one of the two sees the other. */
+  /* A worker counts itself as sleeping, then sleeps only if epoch has not moved: one of the two sees the other. */
   atomic_fetch_add(&pool.epoch, 1);
   if (atomic_load(&pool.sleeping)) futex_wake(&pool.epoch, num_task - 1);
   run_tasks();
@@ -156,7 +159,9 @@ void graphc_pool_stop(void) {
 const graphc_program *graphc_program_get(void) { return &graphc_the_program; }
 
 static uint64_t now(void) {
-  struct { int64_t seconds, nanoseconds; } time = {0, 0};
+  struct {
+    int64_t seconds, nanoseconds;
+  } time = {0, 0};
   system_call(SYS_CLOCK_GETTIME, 1 /* CLOCK_MONOTONIC */, (long)&time, 0, 0);
   return (uint64_t)time.seconds * 1000000000u + (uint64_t)time.nanoseconds;
 }
@@ -182,15 +187,36 @@ enum { EAX, EBX, ECX, EDX };
 enum { NONE = 0, YMM = 0x6, ZMM = 0xe6, TILE = 0x60000 }; /* register state that the system must save, as in XCR0 */
 
 /* Intel SDM volume 2, CPUID. */
-static const struct { char name[12]; unsigned leaf, subleaf; int place, bit; unsigned state; } features[] = {
-    {"sse3", 1, 0, ECX, 0, NONE},        {"ssse3", 1, 0, ECX, 9, NONE},        {"fma", 1, 0, ECX, 12, YMM},
-    {"sse4.1", 1, 0, ECX, 19, NONE},     {"sse4.2", 1, 0, ECX, 20, NONE},      {"movbe", 1, 0, ECX, 22, NONE},
-    {"popcnt", 1, 0, ECX, 23, NONE},     {"avx", 1, 0, ECX, 28, YMM},          {"f16c", 1, 0, ECX, 29, YMM},
-    {"bmi", 7, 0, EBX, 3, NONE},         {"avx2", 7, 0, EBX, 5, YMM},          {"bmi2", 7, 0, EBX, 8, NONE},
-    {"avx512f", 7, 0, EBX, 16, ZMM},     {"avx512dq", 7, 0, EBX, 17, ZMM},     {"avx512cd", 7, 0, EBX, 28, ZMM},
-    {"avx512bw", 7, 0, EBX, 30, ZMM},    {"avx512vl", 7, 0, EBX, 31, ZMM},     {"avx512vbmi", 7, 0, ECX, 1, ZMM},
-    {"avx512vnni", 7, 0, ECX, 11, ZMM},  {"amx-bf16", 7, 0, EDX, 22, TILE},    {"amx-tile", 7, 0, EDX, 24, TILE},
-    {"amx-int8", 7, 0, EDX, 25, TILE},   {"avxvnni", 7, 1, EAX, 4, YMM},       {"avx512bf16", 7, 1, EAX, 5, ZMM},
+static const struct {
+  char name[12];
+  unsigned leaf, subleaf;
+  int place, bit;
+  unsigned state;
+} features[] = {
+    {"sse3", 1, 0, ECX, 0, NONE},
+    {"ssse3", 1, 0, ECX, 9, NONE},
+    {"fma", 1, 0, ECX, 12, YMM},
+    {"sse4.1", 1, 0, ECX, 19, NONE},
+    {"sse4.2", 1, 0, ECX, 20, NONE},
+    {"movbe", 1, 0, ECX, 22, NONE},
+    {"popcnt", 1, 0, ECX, 23, NONE},
+    {"avx", 1, 0, ECX, 28, YMM},
+    {"f16c", 1, 0, ECX, 29, YMM},
+    {"bmi", 7, 0, EBX, 3, NONE},
+    {"avx2", 7, 0, EBX, 5, YMM},
+    {"bmi2", 7, 0, EBX, 8, NONE},
+    {"avx512f", 7, 0, EBX, 16, ZMM},
+    {"avx512dq", 7, 0, EBX, 17, ZMM},
+    {"avx512cd", 7, 0, EBX, 28, ZMM},
+    {"avx512bw", 7, 0, EBX, 30, ZMM},
+    {"avx512vl", 7, 0, EBX, 31, ZMM},
+    {"avx512vbmi", 7, 0, ECX, 1, ZMM},
+    {"avx512vnni", 7, 0, ECX, 11, ZMM},
+    {"amx-bf16", 7, 0, EDX, 22, TILE},
+    {"amx-tile", 7, 0, EDX, 24, TILE},
+    {"amx-int8", 7, 0, EDX, 25, TILE},
+    {"avxvnni", 7, 1, EAX, 4, YMM},
+    {"avx512bf16", 7, 1, EAX, 5, ZMM},
     {"lzcnt", 0x80000001, 0, ECX, 5, NONE},
 };
 
@@ -223,7 +249,10 @@ int32_t graphc_has_feature(const char *name, uint64_t hwcap, uint64_t hwcap2) {
 }
 #else
 /* Linux, Documentation/arch/arm64/elf_hwcaps.rst. */
-static const struct { char name[12]; int word, bit; } features[] = {
+static const struct {
+  char name[12];
+  int word, bit;
+} features[] = {
     {"neon", 0, 1}, {"fullfp16", 0, 10}, {"dotprod", 0, 20}, {"i8mm", 1, 13}, {"bf16", 1, 14},
 };
 
@@ -234,7 +263,7 @@ int32_t graphc_has_feature(const char *name, uint64_t hwcap, uint64_t hwcap2) {
 }
 #endif
 
-/* -- memory functions: compilers call them even in freestanding code ------------------------------------------------ */
+/* -- memory functions: compilers call them even in freestanding code ----------------------------------------------- */
 
 typedef uint8_t block __attribute__((vector_size(16), aligned(1), may_alias));
 

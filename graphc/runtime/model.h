@@ -11,8 +11,8 @@
 #define GRAPHC_EXPORT __attribute__((visibility("default")))
 #define GRAPHC_KERNEL __attribute__((visibility("hidden"))) extern
 
-/* What one run works on. weights, state and arena are 64-byte aligned, inputs and outputs aligned to their element size;
-   state holds what the init steps computed and is read-only afterwards. */
+/* What one run works on. weights, state and arena are 64-byte aligned, inputs and outputs aligned to their element
+   size; state holds what the init steps computed and is read-only afterwards. */
 typedef struct {
   const uint8_t *weights;
   uint8_t *state;
@@ -43,7 +43,8 @@ typedef struct {
   uint32_t abi; /* GRAPHC_ABI */
   int64_t arena_bytes, state_bytes, weights_bytes;
   int32_t num_inputs, num_outputs, num_symbols;
-  int32_t num_init_steps, num_steps; /* steps[0..num_init_steps) run once at load, the rest up to num_steps on each run */
+  /* steps[0..num_init_steps) run once at load, the rest, up to num_steps, on each run */
+  int32_t num_init_steps, num_steps;
   const graphc_tensor_info *inputs, *outputs;
   const graphc_symbol *symbols;
   const graphc_step *steps;
@@ -60,8 +61,8 @@ __attribute__((visibility("hidden"))) extern const graphc_program graphc_the_pro
 GRAPHC_EXPORT const graphc_program *graphc_program_get(void);
 /* 1 where this CPU and its operating system provide the feature. hwcap, hwcap2: AT_HWCAP and AT_HWCAP2 (arm64 only). */
 GRAPHC_EXPORT int32_t graphc_has_feature(const char *name, uint64_t hwcap, uint64_t hwcap2);
-/* Run steps[first..last); nanoseconds (may be NULL) gets last - first durations. Returns 0, or 1 + the index of the step
-   that failed. */
+/* Run steps[first..last); nanoseconds (may be NULL) gets last - first durations. Returns 0, or 1 + the index of the
+   step that failed. */
 GRAPHC_EXPORT int32_t graphc_steps(const graphc_frame *frame, int32_t first, int32_t last, uint64_t *nanoseconds);
 GRAPHC_EXPORT void graphc_pool_start(int32_t num_threads);
 GRAPHC_EXPORT void graphc_worker(void);

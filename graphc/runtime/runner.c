@@ -1,4 +1,4 @@
-/* Run an artifact for a program at the other end of two pipes: how graphc runs code for another architecture under qemu.
+/* Run an artifact for a program at the other end of two pipes: how graphc runs another architecture's code in qemu.
 
    runner model.graphc threads
 
@@ -47,7 +47,8 @@ int main(int count, char **arguments) {
     if (request == 's') answer_ok();
     for (int i = 0; i < tensors; i++) {
       graphc_tensor tensor;
-      if (i < inputs ? graphc_input(model, i, sizes, &tensor) : graphc_output(model, i - inputs, sizes, &tensor)) return 1;
+      if (i < inputs ? graphc_input(model, i, sizes, &tensor) : graphc_output(model, i - inputs, sizes, &tensor))
+        return 1;
       if (request == 's') answer(tensor.dims, (size_t)tensor.rank * sizeof *tensor.dims);
       bytes[i] = tensor.bytes;
     }

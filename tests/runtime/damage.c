@@ -18,7 +18,7 @@ static void write_file(const char *path, const uint8_t *data, size_t size) {
 }
 
 static void rehash(uint8_t *file, size_t size) {
-  sha256 hash = {{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19}, {0}, 0};
+  sha256 hash = SHA256_START;
   sha256_update(&hash, file, 16);
   sha256_update(&hash, file + HEADER_SIZE, size - HEADER_SIZE);
   sha256_finish(&hash, file + 16);
@@ -26,7 +26,8 @@ static void rehash(uint8_t *file, size_t size) {
 
 /* A value that is likely to hurt in place of 1 to 8 bytes at `at`. */
 static void hurt(uint8_t *at, size_t room) {
-  static const uint64_t values[] = {0, 1, 8, 64, 4096, 0x7fffffff, 0x80000000, 0xffffffff, 1ull << 40, 1ull << 63, ~0ull, ~7ull};
+  static const uint64_t values[] = {0,          1,          8,          64,         4096,  0x7fffffff,
+                                    0x80000000, 0xffffffff, 1ull << 40, 1ull << 63, ~0ull, ~7ull};
   uint64_t value = draw(3) ? values[draw(sizeof values / sizeof *values)] : draw(UINT64_MAX);
   size_t size = (size_t)1 << draw(4);
   memcpy(at, &value, size < room ? size : room);
@@ -78,7 +79,10 @@ int main(int count, char **arguments) {
       if (place < length) hurt(bad + place, length - place);
     }
     if (length >= HEADER_SIZE) rehash(bad, length);
-    if (parse(bad, length)) accepted++; else refused++;
+    if (parse(bad, length))
+      accepted++;
+    else
+      refused++;
     free(bad);
   }
   munmap(good, size);

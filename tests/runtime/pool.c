@@ -21,7 +21,9 @@ const graphc_program graphc_the_program = {.abi = GRAPHC_ABI, .num_steps = 1, .s
 enum { MAX_TASKS = 64 };
 
 /* Plain counters: with a race, the sanitizer or the count tells. */
-static struct { int runs[MAX_TASKS], nested[MAX_TASKS][3], expected_tasks, failing_task; } job;
+static struct {
+  int runs[MAX_TASKS], nested[MAX_TASKS][3], expected_tasks, failing_task;
+} job;
 
 static void expect(int condition, const char *what) {
   if (condition) return;

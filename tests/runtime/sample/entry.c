@@ -10,7 +10,9 @@ GRAPHC_KERNEL int32_t linear(const void *, const void *, const void *, void *, i
 GRAPHC_KERNEL int32_t total(const void *, void *, void *, int64_t);
 
 static int32_t step0(const graphc_frame *f) { return unpack(f->weights + 64, f->state); }
-static int32_t step1(const graphc_frame *f) { return linear(f->inputs[0], f->inputs[1], f->state, f->outputs[0], f->symbols[0]); }
+static int32_t step1(const graphc_frame *f) {
+  return linear(f->inputs[0], f->inputs[1], f->state, f->outputs[0], f->symbols[0]);
+}
 static int32_t step2(const graphc_frame *f) { return total(f->outputs[0], f->arena, f->outputs[1], f->symbols[0]); }
 
 static const graphc_step steps[] = {{"unpack", step0}, {"linear", step1}, {"total", step2}};
@@ -25,5 +27,5 @@ static void shapes(const int64_t *symbol, int64_t *dims) {
   dims[5] = 4;
 }
 
-const graphc_program graphc_the_program = {
-    GRAPHC_ABI, 100 * 4 * 4, 32 * 4, 96, 2, 2, 1, 1, 3, inputs, outputs, symbols, steps, shapes, features};
+const graphc_program graphc_the_program = {GRAPHC_ABI, 100 * 4 * 4, 32 * 4,  96,      2,     2,      1,       1,
+                                           3,          inputs,      outputs, symbols, steps, shapes, features};

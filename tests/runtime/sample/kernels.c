@@ -1,7 +1,10 @@
 /* What a backend's object holds: kernels that call TVM's parallel launch through a weak pointer. */
 #include <stdint.h>
 
-typedef struct { void *sync_handle; int32_t num_task; } parallel_env;
+typedef struct {
+  void *sync_handle;
+  int32_t num_task;
+} parallel_env;
 typedef int (*parallel_task)(int task_id, parallel_env *env, void *closure);
 __attribute__((weak)) int (*__TVMBackendParallelLaunch)(parallel_task, void *, int);
 
@@ -10,7 +13,12 @@ int32_t unpack(const int8_t *packed, float *weights) {
   return 0;
 }
 
-struct linear { const float *x, *weights; const uint8_t *mask; float *y; int64_t batch; };
+struct linear {
+  const float *x, *weights;
+  const uint8_t *mask;
+  float *y;
+  int64_t batch;
+};
 
 static int linear_rows(int task_id, parallel_env *env, void *closure) {
   const struct linear *c = closure;
