@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.tirx.build import codegen_build
 
 from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.errors import GraphcError
 
 
 def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: InstructionSet) -> bytes:
@@ -23,8 +24,12 @@ def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], isa: InstructionSet) -
         {name: function.with_attrs({"global_symbol": name, "tirx.noalias": True}) for name, function in kernels.items()}
     )
     module = tirx.transform.BindTarget(target.with_host(target))(module)
-    for lowering in (tirx.transform.VectorizeLoop(True), tirx.transform.LowerIntrin()):
-        module = lowering(module)
+    module = tirx.transform.VectorizeLoop(True)(module)
+    for name, function in module.functions_items():
+        # A call that TVM does not vectorize leaves a variable outside of its loop, and would compute nonsense.
+        if tirx.analysis.undefined_vars(function.body, function.params):
+            raise GraphcError(f"kernel {name.name_hint} cannot be vectorized; please report the model")
+    module = tirx.transform.LowerIntrin()(module)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.o"
         codegen_build(module, target).write_to_file(str(path))

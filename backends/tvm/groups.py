@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphc.backends.tvm import integers  # noqa: F401  (enters its operators into the table)
+from graphc.backends.tvm import gathers, integers, resampling  # noqa: F401  (enter their operators into the table)
 from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE

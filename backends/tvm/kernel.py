@@ -251,3 +251,12 @@ class KernelBuilder:
             return
         with (T.parallel if parallel else T.serial)(integer(0), extent) as position:
             yield position
+
+    @contextmanager
+    def vectorized(self, lanes: int) -> Iterator[Expr]:
+        """The lanes of a vector."""
+        if lanes == 1:
+            yield integer(0)
+            return
+        with T.vectorized(integer(0), integer(lanes)) as lane:
+            yield lane

@@ -24,7 +24,7 @@ def vector_loop(k: KernelBuilder, extent: int | Expr, lanes: int, body: Callable
     if isinstance(extent, int):
         blocks, rest = divmod(extent, lanes)
         if blocks and lanes > 1:
-            with k.loop(blocks) as block, T.vectorized(integer(0), integer(lanes)) as lane:
+            with k.loop(blocks) as block, k.vectorized(lanes) as lane:
                 body(block * lanes + lane)
         if lanes == 1:
             blocks, rest = 0, extent
@@ -34,7 +34,7 @@ def vector_loop(k: KernelBuilder, extent: int | Expr, lanes: int, body: Callable
         return
     blocks = extent // lanes if lanes > 1 else integer(0)
     if lanes > 1:
-        with k.loop(blocks) as block, T.vectorized(integer(0), integer(lanes)) as lane:
+        with k.loop(blocks) as block, k.vectorized(lanes) as lane:
             body(block * lanes + lane)
     with k.loop(extent - blocks * lanes) as position:
         body(position + blocks * lanes)

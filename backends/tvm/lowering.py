@@ -115,7 +115,9 @@ def _with_own_results(graph: Graph) -> Graph:
     for node in output.args[0]:  # type: ignore[union-attr]
         if node.op != "call_function" or node in results:  # type: ignore[union-attr]
             with graph.at(output):
-                node = graph.call(torch.ops.aten.clone.default, node)
+                copy = graph.call(torch.ops.aten.clone.default, node)
+            copy.meta["copied"] = node
+            node = copy
         results.append(node)  # type: ignore[arg-type]
     output.args = (tuple(results),)
     return graph
@@ -255,7 +257,7 @@ def _step_json(step: Step, call: Call, layout: _Memory) -> dict[str, Any]:
     return {
         "kernel": call.symbol,
         "template": step.kernel.template,
-        "nodes": [node.name for node in step.nodes],
+        "nodes": [node.meta.get("copied", node).name for node in step.nodes],
         "path": step.path,
         "operands": operands,
         "reason": step.kernel.reason,

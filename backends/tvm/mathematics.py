@@ -74,6 +74,11 @@ def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return result
 
 
+def round_half_even(x: Expr) -> Expr:
+    """The nearest whole number, as LLVM's own operation: TVM's is not vectorized."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.nearbyint"), x, dtype=dtype(x))
+
+
 # -- choices -----------------------------------------------------------------------------------------
 
 

@@ -201,7 +201,7 @@ for _name, _function in {
     "floor": lambda self: T.floor(self) if m.is_float(self) else self,
     "ceil": lambda self: T.ceil(self) if m.is_float(self) else self,
     "trunc": lambda self: T.trunc(self) if m.is_float(self) else self,
-    "round": lambda self: T.nearbyint(self) if m.is_float(self) else self,
+    "round": lambda self: m.round_half_even(self) if m.is_float(self) else self,
     "sign": lambda self: m.sign(self),
     "isnan": lambda self: m.is_nan(self) if m.is_float(self) else T.bool(False),
     "isinf": lambda self: (
@@ -370,3 +370,12 @@ def _convert(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
 
 
 POINTWISE.update(dict.fromkeys((*CONVERSIONS, "aten._prelu_kernel.default", "aten.prelu.default")))
+
+
+@index_function("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default#0")
+def _batch_norm(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    channel = [index[1]]
+    mean, variance = at(args["running_mean"], channel), at(args["running_var"], channel)
+    value = (at(args["input"], index) - mean) * (1.0 / T.sqrt(variance + T.float32(args["eps"])))
+    value = value if args["weight"] is None else value * at(args["weight"], channel)
+    return value if args["bias"] is None else value + at(args["bias"], channel)

@@ -101,7 +101,7 @@ def by_row(
     with ExitStack() as loops:
         index = [loops.enter_context(k.loop(extent)) for extent in outer]
         whole = inner // lanes
-        with k.loop(whole) as block, T.vectorized(integer(0), integer(lanes)) as lane:
+        with k.loop(whole) as block, k.vectorized(lanes) as lane:
             T.buffer_store(sums, reducer.combine(sums[lane], value([*index, block * lanes + lane])), [lane])
         if not isinstance(inner, int) or inner % lanes:
             with k.loop(inner - whole * lanes) as rest:

@@ -22,13 +22,16 @@ from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import KernelBuilder
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, operands
 from graphc.backends.tvm.templates import (
+    attention,
     concatenation,
     convolution,
     depthwise,
     elementwise,
     matrix_product,
+    normalization,
     pooling,
     reduction,
+    scan,
 )
 from graphc.graph import TensorType
 
@@ -46,7 +49,18 @@ class Template(Protocol):
 
 TEMPLATES: tuple[Template, ...] = tuple(
     cast(Template, module)
-    for module in (depthwise, convolution, matrix_product, pooling, reduction, concatenation, elementwise)
+    for module in (
+        depthwise,
+        convolution,
+        matrix_product,
+        attention,
+        pooling,
+        normalization,
+        reduction,
+        scan,
+        concatenation,
+        elementwise,
+    )
 )
 
 

@@ -154,7 +154,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
         bias = None if g.bias is None else k.tensor(g.bias)
         correction = None if bias is None else lambda n: bias.load([n])
     else:
-        correction = right.correction(k, g.bias, mac.flip(image.dtype) - g.zero)
+        correction = right.correction(k, g.bias, mac.flip(dtype_of(g.x)) - g.zero)
 
     def left(batch: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
         row, column = y * g.stride[0] + tap[0] * g.dilation[0], x * g.stride[1] + tap[1] * g.dilation[1]

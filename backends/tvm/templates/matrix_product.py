@@ -127,7 +127,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     kind = f"matrix {o.transposed} {kept}"
     operand = RightOperand(o.right, matrices, columns, 1, depth, element, kind)
     weight = operand.packed(k, mac)
-    correction = None if floating else operand.correction(k, o.addend, mac.flip(source.dtype) - o.zero)
+    correction = None if floating else operand.correction(k, o.addend, mac.flip(dtype_of(o.left)) - o.zero)
     sizes = [k.size(size) for size in rows]
 
     def left(position: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:

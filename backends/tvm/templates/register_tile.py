@@ -126,7 +126,7 @@ def emit_product(
     whole = minimum(shape.width) >= tile_width and minimum(shape.height) >= tile_height
     if not whole:  # dynamic, and perhaps smaller than a tile: full tiles, then single rows
         tile_height = 1
-    width, height = k.size(shape.width), k.size(shape.height)
+    height = k.size(shape.height)
     batch = [k.size(size) for size in shape.batch]
     panels, steps = k.size(_ceil(shape.columns, mac.width)), k.size(_ceil(shape.run, mac.depth))
     taps = int(np.prod(shape.taps, dtype=np.int64))
@@ -145,7 +145,8 @@ def emit_product(
         def tile(outer: list[Expr], panel: Expr, top: Expr, position: Expr) -> None:
             y = T.min(top * rows, height - rows) if rows > 1 else top
             base = (shape.matrix(outer) * panels + panel) * panel_size
-            _tile(k, mac, left, right, shape, outer, panel, base, steps, (y, left_edge(position)), (rows, columns))
+            corner = (y, left_edge(position))
+            emit_tile(k, mac, left, right, shape, outer, panel, base, steps, corner, (rows, columns))
 
         extents = [*batch, vertical, number] if by_tiles else [*batch, panels]
         with k.loop(_volume(extents), parallel) as flat:
@@ -159,15 +160,24 @@ def emit_product(
                     tile(outer, panel, top, position)
 
     vertical = k.size(_ceil(shape.height, tile_height))
+    for number, left_edge, columns in strips(k, shape.width, tile_width, whole):
+        sweep(number, left_edge, vertical, tile_height if whole else 1, columns)
+
+
+def strips(
+    k: KernelBuilder, width: Size, tile: int, whole: bool
+) -> list[tuple[Expr, Callable[[Expr], Expr], int]]:
+    """How tiles cover `width` columns: for each kind of tile how many, where the i-th begins, and its columns.
+
+    `whole`: the width holds at least one tile. Then the last one overlaps the one before it rather than being smaller: a
+    second body would cost more. Else full tiles and single columns.
+    """
+    size = k.size(width)
     if whole:
-        # The last tile overlaps the one before it rather than being a smaller one: a second body costs more.
-        across = k.size(_ceil(shape.width, tile_width))
-        sweep(across, lambda i: T.min(i * tile_width, width - tile_width), vertical, tile_height, tile_width)
-        return
-    full = width // tile_width
-    sweep(full, lambda i: i * tile_width, vertical, 1, tile_width)
-    if tile_width > 1:
-        sweep(width - full * tile_width, lambda i: full * tile_width + i, vertical, 1, 1)
+        return [(k.size(_ceil(width, tile)), lambda i: T.min(i * tile, size - tile), tile)]
+    full = size // tile
+    singles: list[tuple[Expr, Callable[[Expr], Expr], int]] = [(size - full * tile, lambda i: full * tile + i, 1)]
+    return [(full, lambda i: i * tile, tile), *singles] if tile > 1 else singles
 
 
 def _volume(extents: Sequence[Expr]) -> Expr:
@@ -177,7 +187,7 @@ def _volume(extents: Sequence[Expr]) -> Expr:
     return result
 
 
-def _tile(
+def emit_tile(
     k: KernelBuilder,
     mac: MultiplyAccumulate,
     left: tirx.Buffer,

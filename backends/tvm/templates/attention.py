@@ -1,0 +1,187 @@
+"""Scaled dot-product attention: softmax(scale q k^T + mask) v, without a matrix of scores in memory.
+
+Keys and values are packed once; then each thread takes a tile of queries, keeps its scores in a small buffer, and makes
+both products by register tiles. Grouped queries share the packed keys and values of their head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tvm.tirx as tirx
+from torch import fx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm.evaluate import At, broadcast
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
+from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
+from graphc.backends.tvm.operations import arguments, dtype_of, name_of, shape_of
+from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
+from graphc.backends.tvm.sizes import product
+from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates.matrix_product import left_view
+from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
+from graphc.backends.tvm.templates.register_tile import Product, emit_tile, narrowed, store_result, strips, tile_shape
+from graphc.backends.tvm.templates.right_operand import RightOperand
+from graphc.graph import Size
+
+NAME = "attention"
+OPERATORS = ("aten.scaled_dot_product_attention.default",)
+
+
+def matches(group: Group, isa: InstructionSet) -> str | None:
+    anchor = group.anchor
+    if anchor is None or name_of(anchor) not in OPERATORS:
+        return "no attention"
+    args = arguments(anchor)
+    if dtype_of(anchor) != "float32":
+        return f"attention of {dtype_of(anchor)}"
+    if args["dropout_p"] != 0.0:
+        return "dropout in attention; export the model in eval() mode"
+    if any(value in group.nodes for value in (args["query"], args["key"], args["value"])):
+        return "operands computed inside the group"
+    return None
+
+
+# Scores of one tile, in bytes: they live on the stack of the thread.
+SCORES = 1 << 19
+
+
+def emit(group: Group, k: KernelBuilder) -> None:
+    anchor = group.anchor
+    assert anchor is not None
+    args = arguments(anchor)
+    query, key, value = args["query"], args["key"], args["value"]
+    *outer, length, depth = shape_of(query)
+    positions, width = shape_of(key)[-2], shape_of(value)[-1]
+    plain = multiply_accumulate.floating(k.isa)
+    most = k.ranges.maximum(positions)
+    rows = max(1, min(plain.rows, SCORES // (4 * most)))
+    plain = replace(plain, rows=rows)
+    toward_keys, toward_values = narrowed(plain, most), narrowed(plain, k.ranges.maximum(width))
+
+    source = left_view(group, k, query, plain)
+    keys = _operand(k, key, len(outer), shape_of(query), "keys", transposed=True)
+    values = _operand(k, value, len(outer), shape_of(query), "values", transposed=False)
+    packed_keys, packed_values = keys.operand.packed(k, toward_keys), values.operand.packed(k, toward_values)
+
+    given = args["scale"]
+    root = T.float32(1.0) / T.sqrt(T.cast(k.size(depth), "float32")) if given is None else T.float32(given)
+    mask: fx.Node | None = args["attn_mask"]
+    count = k.size(positions)
+    _, tile = tile_shape(1, k.ranges.maximum(length), rows)
+    whole = k.ranges.minimum(length) >= tile
+    sizes = [k.size(size) for size in outer]
+    work = k.ranges.maximum(product([*outer, length, positions, depth]))
+
+    for number, left_edge, columns in strips(k, length, tile, whole):
+        volume = integer(1)
+        for size in sizes:
+            volume = volume * size
+        with k.loop(volume * number, parallel=work >= PARALLEL_WORK) as flat:
+            *batch, strip = unflatten(flat, [*sizes, number])
+            first = T.Bind(left_edge(strip))
+            scores = k.local(columns * most, "float32")
+
+            def store_score(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+                score = total * root
+                if args["is_causal"]:
+                    score = T.Select(n <= x, score, T.float32(-math.inf))
+                if mask is not None:
+                    index = broadcast([*batch, x, n], mask)
+                    item = At(k, ())(mask, index)
+                    masked = T.Select(item, score, T.float32(-math.inf))
+                    score = masked if dtype_of(mask) == "bool" else score + item
+                T.buffer_store(scores, score, [(x - first) * count + n])
+
+            def query_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+                index = [integer(0) if size == 1 else i for size, i in zip(outer, batch, strict=True)]
+                return source.offset([*index, x, integer(0)])
+
+            _panels(k, toward_keys, source.buffer, packed_keys, keys.matrix(batch), positions, depth, query_row, store_score, first, columns)
+            factors = k.local(columns, "float32")
+            with k.loop(columns) as row:
+                T.buffer_store(factors, _exponentials(k, scores, row * count, count), [row])
+
+            def score_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+                return (x - first) * count
+
+            def store(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+                store_result(group, k, [*batch, x, n], total * factors[x - first])
+
+            _panels(k, toward_values, scores, packed_values, values.matrix(batch), width, positions, score_row, store, first, columns)
+
+
+def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Expr) -> Expr:
+    """Replace a row of scores by e^(score - max); returns 1 / their sum, 0 where every score is -infinity."""
+    lanes = k.isa.lanes("float32")
+    top = by_row(k, [count], MAXIMUM, "float32", lambda index: scores[start + index[0]], lanes)
+    shift = T.Bind(T.max(T.float32(-3.0e38), top))
+    vector_loop(k, count, lanes, lambda i: T.buffer_store(scores, m.exp(scores[start + i] - shift), [start + i]))
+    total = by_row(k, [count], SUM, "float32", lambda index: scores[start + index[0]], lanes)
+    return T.Select(total > T.float32(0.0), T.float32(1.0) / total, T.Select(m.is_nan(total), total, T.float32(0.0)))
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Keys or values: what to pack, and which packed matrix belongs to a position of the batch."""
+
+    operand: RightOperand
+    matrix: Callable[[list[Expr]], Expr]
+
+
+def _operand(
+    k: KernelBuilder, node: fx.Node, batch_rank: int, query_shape: tuple[Size, ...], kind: str, transposed: bool
+) -> _Operand:
+    shape = shape_of(node)
+    batch = shape[:-2]
+    offset = batch_rank - len(batch)
+    kept = [d for d in range(len(batch)) if batch[d] != 1 and k.strides(node)[d] != 0]
+
+    def matrix(position: list[Expr]) -> Expr:
+        flat = integer(0)
+        for d in kept:
+            size, queries = batch[d], query_shape[offset + d]
+            # Grouped queries: neighbouring heads share keys and values.
+            shared = 1 if size == queries else queries // size
+            flat = flat * k.size(size) + position[offset + d] // k.size(shared)
+        return flat
+
+    def element(number: Any, n: Any, tap: Any, j: Any) -> list[Any]:
+        position: list[Any] = [number * 0] * len(batch)
+        for d in reversed(kept):
+            size = batch[d] if isinstance(batch[d], int) else k.size(batch[d])
+            position[d], number = number % size, number // size
+        return [*position, n, j] if transposed else [*position, j, n]
+
+    columns, run = (shape[-2], shape[-1]) if transposed else (shape[-1], shape[-2])
+    operand = RightOperand(node, product([batch[d] for d in kept]), columns, 1, run, element, f"{kind} {kept}")
+    return _Operand(operand, matrix)
+
+
+def _panels(
+    k: KernelBuilder,
+    mac: MultiplyAccumulate,
+    left: tirx.Buffer,
+    right: tirx.Buffer,
+    matrix: Expr,
+    columns: Size,
+    run: Size,
+    row: Callable[[list[Expr], Expr, Expr, list[Expr]], Expr],
+    store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None],
+    first: Expr,
+    rows: int,
+) -> None:
+    """One tile of rows times every panel of a packed matrix."""
+    shape = Product([], 1, 1, columns, [1], run, row, lambda batch: matrix, store)
+    steps = k.size(run)
+    panels = (k.size(columns) + (mac.width - 1)) // mac.width
+    with k.loop(panels) as panel:
+        base = (matrix * panels + panel) * steps * mac.width
+        emit_tile(k, mac, left, right, shape, [], panel, base, steps, (integer(0), first), (1, rows))
