@@ -22,21 +22,14 @@ import onnx
 import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch.onnx.ops import symbolic
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from graphc import __version__
 from graphc.errors import Unsupported, UnsupportedOperatorError
-from graphc.exporters.onnx_functions import DOMAIN, OPSET, VERSION, function
+from graphc.exporters.onnx_forms import FORMS
+from graphc.exporters.onnx_functions import DOMAIN, OPSET, function
 from graphc.graph import Graph, Size, symbol
-from graphc.operators.quantization import along, integer_dtype
-
-_CODES = {
-    torch.int8: onnx.TensorProto.INT8,
-    torch.uint8: onnx.TensorProto.UINT8,
-    torch.int32: onnx.TensorProto.INT32,
-}
 
 
 def export(graph: Graph, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
@@ -126,8 +119,9 @@ class _Runnable(nn.Module):
             elif node.op == "call_function":
                 args, kwargs = _arguments((node.args, node.kwargs), values, sizes)
                 target: Any = node.target
-                if target in _FORMS:
-                    target = partial(_FORMS[target], [_size(size, sizes) for size in node.meta["type"].shape])
+                if target in FORMS:
+                    shape = getattr(node.meta["type"], "shape", ())  # none where there are several results
+                    target = partial(FORMS[target], [_size(size, sizes) for size in shape])
                 layer = self._modules.get(node.meta["path"])
                 values[node] = layer(target, args, kwargs) if layer else target(*args, **kwargs)
         return tuple(values[result] for result in self.graph.output.args[0])  # type: ignore[union-attr,index]
@@ -150,102 +144,6 @@ def _size(size: Size, sizes: Mapping[str, Any]) -> Any:
     if isinstance(size, int):
         return size
     return sympy_interp(PythonReferenceAnalysis, {symbol(name): value for name, value in sizes.items()}, size)
-
-
-# -- graphc's operators ------------------------------------------------------------------------------
-# Each form takes the result's shape, then the operator's own arguments.
-
-
-def _quantize(
-    shape: list[Any], x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, qmin: int, qmax: int
-) -> Tensor:
-    dtype = integer_dtype(qmin, qmax)
-    if dtype is torch.int32:  # beyond QuantizeLinear: its formula written out
-        steps = torch.round(x / along(scale, axis, x.dim())).clamp(-(2.0**30), 2.0**30).to(torch.int32)
-        return (steps + along(zero_point, axis, x.dim())).clamp(qmin, qmax)
-    inputs = (x, scale, zero_point.to(dtype))
-    q = symbolic("QuantizeLinear", inputs, _axis(axis), dtype=dtype, shape=shape)
-    limits = torch.iinfo(dtype)
-    return q if (qmin, qmax) == (limits.min, limits.max) else q.clamp(qmin, qmax)
-
-
-def _dequantize(shape: list[Any], q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
-    if q.dtype is torch.int32:  # where DequantizeLinear takes no zero point
-        return (q - along(zero_point, axis, q.dim())).to(torch.float32) * along(scale, axis, q.dim())
-    inputs = (q, scale, zero_point.to(q.dtype))
-    return symbolic("DequantizeLinear", inputs, _axis(axis), dtype=torch.float32, shape=shape)
-
-
-def _axis(axis: int | None) -> dict[str, Any]:
-    return {} if axis is None else {"axis": axis}
-
-
-def _rescale(
-    shape: list[Any],
-    x: Tensor,
-    multiplier: Tensor,
-    shift: Tensor,
-    input_zero: int,
-    output_zero: int,
-    axis: int | None,
-    qmin: int,
-    qmax: int,
-) -> Tensor:
-    dtype = integer_dtype(qmin, qmax)
-    inputs = (x, along(multiplier, axis, x.dim()), along(shift, axis, x.dim()))
-    to = int(_CODES[dtype])
-    attributes: dict[str, Any] = {
-        "input_zero": input_zero,
-        "output_zero": output_zero,
-        "qmin": qmin,
-        "qmax": qmax,
-        "to": to,
-    }
-    return symbolic(f"{DOMAIN}::rescale", inputs, attributes, dtype=dtype, shape=shape, version=VERSION)
-
-
-def _integer(name: str, inputs: Sequence[Tensor], shape: list[Any], x_zero: int, **attributes: Any) -> Tensor:
-    attributes |= {"x_zero": x_zero, "lift": 128 if inputs[0].dtype is torch.int8 else 0}
-    return symbolic(f"{DOMAIN}::{name}", inputs, attributes, dtype=torch.int32, shape=shape, version=VERSION)
-
-
-def _integer_convolution(
-    shape: list[Any],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    x_zero: int,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    window = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": groups}
-    sums = _integer("integer_convolution", (x, weight), shape, x_zero, **window)
-    return sums if bias is None else sums + along(bias, 1, x.dim())
-
-
-def _integer_linear(shape: list[Any], x: Tensor, weight: Tensor, bias: Tensor | None, x_zero: int) -> Tensor:
-    sums = _integer("integer_linear", (x, weight), shape, x_zero)
-    return sums if bias is None else sums + bias
-
-
-def _integer_sum_pool2d(
-    shape: list[Any], x: Tensor, x_zero: int, kernel: list[int], stride: list[int], padding: list[int]
-) -> Tensor:
-    ones = torch.ones([x.shape[1], 1, *kernel], dtype=torch.uint8)
-    window = {"strides": stride, "pads": [*padding, *padding], "group": x.shape[1]}
-    return _integer("integer_sum_pool2d", (x, ones), shape, x_zero, **window)
-
-
-_FORMS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.graphc.quantize.default: _quantize,
-    torch.ops.graphc.dequantize.default: _dequantize,
-    torch.ops.graphc.rescale.default: _rescale,
-    torch.ops.graphc.integer_convolution.default: _integer_convolution,
-    torch.ops.graphc.integer_linear.default: _integer_linear,
-    torch.ops.graphc.integer_sum_pool2d.default: _integer_sum_pool2d,
-}
 
 
 # -- around torch.onnx -------------------------------------------------------------------------------

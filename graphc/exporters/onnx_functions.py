@@ -32,15 +32,19 @@ _WEIGHT = """
             weight_uint8 = Cast <to = 2> (weight_lifted)
             weight_zero_uint8 = Cast <to = 2> (weight_zero)"""
 
+# `channels` is the shape in which parameters of channels (multipliers, shifts, biases) broadcast.
 _TEXTS = {
     "rescale": """
-        rescale <input_zero, output_zero, qmin, qmax, to> (x, multiplier, shift) => (y) {
+        rescale <channels, input_zero, output_zero, qmin, qmax, to> (x, multiplier, shift) => (y) {
             wide = Cast <to = 7> (x)
             from = Constant <value_int: int = @input_zero> ()
             centred = Sub (wide, from)
-            factor = Cast <to = 7> (multiplier)
+            channels = Constant <value_ints: ints = @channels> ()
+            multipliers = Reshape (multiplier, channels)
+            factor = Cast <to = 7> (multipliers)
             product = Mul (centred, factor)
-            places = Cast <to = 7> (shift)
+            shifts = Reshape (shift, channels)
+            places = Cast <to = 7> (shifts)
             two = Constant <value_int = 2> ()
             divisor = Pow (two, places)
             half = Div (divisor, two)
@@ -56,14 +60,19 @@ _TEXTS = {
             y = Cast <to: int = @to> (clamped)
         }""",
     "integer_convolution": f"""
-        integer_convolution <x_zero, lift, strides, pads, dilations, group> (x, weight) => (y) {{{_INPUT}{_WEIGHT}
-            y = ConvInteger <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,
+        integer_convolution <x_zero, lift, channels, strides, pads, dilations, group> (x, weight, bias) => (y)
+        {{{_INPUT}{_WEIGHT}
+            sums = ConvInteger <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations,
                              group: int = @group> (x_uint8, weight_uint8, zero_uint8, weight_zero_uint8)
+            channels = Constant <value_ints: ints = @channels> ()
+            biases = Reshape (bias, channels)
+            y = Add (sums, biases)
         }}""",
     "integer_linear": f"""
-        integer_linear <x_zero, lift> (x, weight) => (y) {{{_INPUT}{_WEIGHT}
+        integer_linear <x_zero, lift> (x, weight, bias) => (y) {{{_INPUT}{_WEIGHT}
             columns = Transpose <perm = [1, 0]> (weight_uint8)
-            y = MatMulInteger (x_uint8, columns, zero_uint8, weight_zero_uint8)
+            sums = MatMulInteger (x_uint8, columns, zero_uint8, weight_zero_uint8)
+            y = Add (sums, bias)
         }}""",
     "integer_sum_pool2d": f"""
         integer_sum_pool2d <x_zero, lift, strides, pads, group> (x, ones) => (y) {{{_INPUT}
@@ -73,6 +82,9 @@ _TEXTS = {
 }
 
 
+NAMES = tuple(_TEXTS)
+
+
 def function(name: str) -> onnx.FunctionProto:
-    """The ONNX function of a graphc operator."""
+    """The ONNX function of a graphc operator, one of NAMES."""
     return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]> {_TEXTS[name]}')

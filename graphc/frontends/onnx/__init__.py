@@ -2,7 +2,7 @@
 
 reading      a file as a checked ModelProto          module       a ModelProto as a module of small modules
 operator     how an operator is written down         known        shapes and constants, kept out of the graph
-elementwise, layers, layout, quantized, recurrent, reduction, resize: the operators
+elementwise, indexing, layers, layout, quantized, recurrent, reduction, resize: the operators
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from graphc.frontends import torch_export
-from graphc.frontends.onnx import elementwise, known, layers, layout, quantized, recurrent, reduction, resize
+from graphc.frontends.onnx import elementwise, indexing, known, layers, layout, quantized, recurrent, reduction, resize
 from graphc.frontends.onnx.module import OnnxModule
 from graphc.frontends.onnx.reading import read
 from graphc.graph import Graph, identifier
@@ -23,6 +23,7 @@ __all__ = ["OnnxModule", "load", "trace"]
 
 _TABLES = (
     elementwise,
+    indexing,
     known,
     layers,
     layout,

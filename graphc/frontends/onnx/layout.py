@@ -1,4 +1,4 @@
-"""ONNX operators that move values: reshape, slice, concatenate, gather, pad; each over torch tensors."""
+"""ONNX operators that move values: reshape, slice, concatenate, pad; each over torch tensors."""
 
 from __future__ import annotations
 
@@ -126,6 +126,29 @@ def split(
     return torch.split(x, parts, axis)
 
 
+@operator("SplitToSequence")
+def split_to_sequence(x: Tensor, sizes: Known | None = None, /, *, axis: int = 0, keepdims: int = 1) -> list[Tensor]:
+    if sizes is None:
+        parts = list(torch.split(x, 1, axis))
+        return parts if keepdims else [part.squeeze(axis) for part in parts]
+    return list(torch.split(x, sizes.tolist(), axis))
+
+
+@operator("SequenceConstruct")
+def sequence(*parts: Tensor) -> list[Tensor]:
+    return list(parts)
+
+
+@operator("SequenceAt")
+def sequence_item(parts: Value, position: Known, /) -> Tensor:
+    return parts[int(position)]
+
+
+@operator("ConcatFromSequence")
+def concat_from_sequence(parts: Value, /, *, axis: int, new_axis: int = 0) -> Tensor:
+    return torch.stack(list(parts), axis) if new_axis else torch.cat(list(parts), axis)
+
+
 @operator("Slice")
 def slice_tensor(
     x: Tensor,
@@ -153,52 +176,6 @@ def slice_tensor(
             x, step = x.flip(axis), -step
         x = torch.ops.aten.slice.Tensor(x, axis, first, last, step)
     return x
-
-
-@operator("Gather")
-def gather(x: Tensor, indices: Value, /, *, axis: int = 0) -> Tensor:
-    if isinstance(indices, np.ndarray):
-        if indices.ndim == 0:
-            return x.select(axis, indices.item())
-        # Sizes as indices would specialize; a known index may be negative, index_select's may not.
-        wrapped = torch.tensor([index % int(x.shape[axis]) if index < 0 else index for index in indices.flat])
-        return x.index_select(axis, wrapped).reshape(
-            *x.shape[: axis % x.dim()], *indices.shape, *x.shape[axis % x.dim() + 1 :]
-        )
-    if x.dim() == 2 and axis == 0 and isinstance(x, torch.nn.Parameter):
-        return torch.nn.functional.embedding(indices, x)
-    return x[(slice(None),) * (axis % x.dim()) + (indices,)]
-
-
-def _positive(indices: Tensor, size: int) -> Tensor:
-    return torch.where(indices < 0, indices + size, indices)
-
-
-@operator("GatherElements")
-def gather_elements(x: Tensor, indices: Tensor, /, *, axis: int = 0) -> Tensor:
-    return x.gather(axis, _positive(indices, x.shape[axis]).long())
-
-
-@operator("GatherND")
-def gather_nd(x: Tensor, indices: Tensor, /, *, batch_dims: int = 0) -> Tensor:
-    leading = [
-        torch.arange(x.shape[axis]).reshape([-1 if i == axis else 1 for i in range(indices.dim() - 1)])
-        for axis in range(batch_dims)
-    ]
-    return x[(*leading, *indices.unbind(-1))]
-
-
-@operator("ScatterElements", "Scatter")
-def scatter_elements(
-    x: Tensor, indices: Tensor, updates: Tensor, /, *, axis: int = 0, reduction: Literal["none", "add"] = "none"
-) -> Tensor:
-    scatter = x.scatter_add if reduction == "add" else x.scatter
-    return scatter(axis, _positive(indices, x.shape[axis]).long(), updates)
-
-
-@operator("ScatterND")
-def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, /, *, reduction: Literal["none", "add"] = "none") -> Tensor:
-    return x.index_put(tuple(indices.unbind(-1)), updates, accumulate=reduction == "add")
 
 
 @operator("Pad")
@@ -270,15 +247,6 @@ def eye_like(x: Tensor, /, *, dtype: int | None = None, k: int = 0) -> Tensor:
     kind = x.dtype if dtype is None else torch_dtype(dtype)
     rows, columns = torch.arange(x.shape[0]).unsqueeze(1), torch.arange(x.shape[1])
     return (columns - rows == k).to(kind)
-
-
-@operator("OneHot")
-def one_hot(indices: Tensor, depth: Known, values: Tensor, /, *, axis: int = -1) -> Tensor:
-    size = int(depth.item())
-    axis = axis if axis >= 0 else axis + indices.dim() + 1
-    classes = torch.arange(size).reshape([size] + [1] * (indices.dim() - axis))
-    wrapped = torch.where(indices < 0, indices + size, indices).unsqueeze(axis)
-    return torch.where(wrapped == classes, values[1], values[0])
 
 
 @operator("Where")

@@ -38,6 +38,7 @@ class OnnxNode(nn.Module):
     def __init__(self, proto: onnx.NodeProto, attributes: Mapping[str, Any], opset: int) -> None:
         super().__init__()
         self.proto = proto
+        self.operator = _operator_name(proto)
         self.attributes = dict(attributes)
         self.extra = {"opset": opset, "results": sum(1 for name in proto.output if name)}
 
@@ -56,7 +57,7 @@ class OnnxNode(nn.Module):
             ) from error
 
     def _call(self, values: Sequence[Value | None]) -> Any:
-        name = self.proto.op_type
+        name = self.operator
         if name in KNOWN_OPERATORS and all(isinstance(value, np.ndarray) for value in values if value is not None):
             result = KNOWN_OPERATORS[name](values, self.attributes, **self.extra)
             if result is not NotImplemented:
@@ -66,9 +67,9 @@ class OnnxNode(nn.Module):
     def operands(self, tensors: Mapping[str, Tensor], known: Mapping[str, Known]) -> list[Value | None]:
         """The node's inputs. A small initializer is there both as a tensor and as known values: take what is wanted."""
         names = self.proto.input
-        if self.proto.op_type in KNOWN_OPERATORS and all(name in known for name in names if name):
+        if self.operator in KNOWN_OPERATORS and all(name in known for name in names if name):
             return [known.get(name) for name in names]
-        kinds = [OPERATORS[self.proto.op_type].kind(index) for index in range(len(names))]
+        kinds = [OPERATORS[self.operator].kind(index) for index in range(len(names))]
         return [
             None
             if not name
@@ -192,12 +193,15 @@ class OnnxModule(nn.Module):
 
 def _objections(proto: onnx.NodeProto, attributes: Mapping[str, Any]) -> Iterator[str]:
     """Why the table of operators cannot take this node."""
-    if proto.domain not in ("", "ai.onnx"):
-        yield f"domain '{proto.domain}' is not known"
-    elif proto.op_type not in OPERATORS:
-        yield "no rule for this operator"
+    if _operator_name(proto) not in OPERATORS:
+        yield f"no rule for this operator of domain '{proto.domain}'" if proto.domain else "no rule for this operator"
     else:
-        yield from OPERATORS[proto.op_type].objections(proto.input, attributes)
+        yield from OPERATORS[_operator_name(proto)].objections(proto.input, attributes)
+
+
+def _operator_name(proto: onnx.NodeProto) -> str:
+    """The node's key in the tables of operators."""
+    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}::{proto.op_type}"
 
 
 def _attribute(proto: onnx.AttributeProto) -> Any:

@@ -180,3 +180,59 @@ def integer_matmul(a: Tensor, b: Tensor, a_zero: Known | None = None, b_zero: Kn
         raise UnsupportedAttribute("the second factor must be a matrix")
     result: Tensor = torch.ops.graphc.integer_linear(a, _signed(b, b_zero).t(), None, _zero(a_zero))
     return result
+
+
+# -- graphc's own operators, as graphc.exporters.onnx writes them ------------------------------------
+
+
+@operator("graphc::rescale")
+def rescale(
+    x: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    /,
+    *,
+    channels: list[int],
+    input_zero: int,
+    output_zero: int,
+    qmin: int,
+    qmax: int,
+    to: int,
+) -> Tensor:
+    axis = channels.index(-1) if -1 in channels else None
+    result: Tensor = torch.ops.graphc.rescale(x, multiplier, shift, input_zero, output_zero, axis, qmin, qmax)
+    return result
+
+
+@operator("graphc::integer_convolution")
+def own_integer_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    /,
+    *,
+    x_zero: int,
+    lift: int,
+    channels: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    group: int,
+) -> Tensor:
+    padding = pads[: len(strides)]
+    result: Tensor = torch.ops.graphc.integer_convolution(x, weight, bias, x_zero, strides, padding, dilations, group)
+    return result
+
+
+@operator("graphc::integer_linear")
+def integer_linear(x: Tensor, weight: Tensor, bias: Tensor, /, *, x_zero: int, lift: int) -> Tensor:
+    result: Tensor = torch.ops.graphc.integer_linear(x, weight, bias, x_zero)
+    return result
+
+
+@operator("graphc::integer_sum_pool2d")
+def integer_sum_pool2d(
+    x: Tensor, ones: Tensor, /, *, x_zero: int, lift: int, strides: list[int], pads: list[int], group: int
+) -> Tensor:
+    result: Tensor = torch.ops.graphc.integer_sum_pool2d(x, x_zero, list(ones.shape[2:]), strides, pads[:2])
+    return result

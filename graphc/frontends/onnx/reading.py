@@ -10,10 +10,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, checker, external_data_helper, inliner, shape_inference
 
 from graphc.errors import CaptureError
+from graphc.exporters.onnx_functions import DOMAIN, NAMES, function
 
 OLDEST_OPSET = 9
-# Model-local functions with a meaning of their own in graphc: kept as calls.
-KEPT_DOMAIN = "graphc"
 
 
 def read(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
@@ -45,7 +44,12 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
     _load_external(model, name, folder)
     try:
         checker.check_model(model)
-        kept = [(function.domain, function.name) for function in model.functions if function.domain == KEPT_DOMAIN]
+        # graphc's own operators stay calls, unless the file means something else by them.
+        kept = [
+            (f.domain, f.name)
+            for f in model.functions
+            if f.domain == DOMAIN and f.name in NAMES and f == function(f.name)
+        ]
         model = inliner.inline_selected_functions(model, kept, exclude=True)
         shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (checker.ValidationError, shape_inference.InferenceError, RuntimeError, ValueError) as error:
