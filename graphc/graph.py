@@ -61,6 +61,8 @@ class TensorType:
         return TensorType(tuple(_plain_size(size) for size in tensor.shape), tensor.dtype)
 
 
+_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+
 NodeType: TypeAlias = "TensorType | tuple[TensorType, ...]"
 
 
@@ -259,7 +261,9 @@ class Graph:
                 values[node] = self.weights[str(node.target)]
             elif node.op == "call_function":
                 args, kwargs = concrete((node.args, node.kwargs), values.__getitem__, sizes)
-                values[node] = node.target(*args, **kwargs)
+                # A view is one of values: torch's strides, which it would check, are no part of the IR.
+                function = _RESHAPE if node.target is _VIEW else node.target
+                values[node] = function(*args, **kwargs)
                 if observe is not None:
                     observe(node, values[node])
             elif node.op == "output":

@@ -123,8 +123,8 @@ def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
     elif "dynamic_shapes" in text or "Constraints violated" in text or "specialized" in text:
         broken = "".join(f"\n{entry}" for entry in text.splitlines() if entry.startswith(("  - ", "  * ")))
         hint = (
-            f"{broken}\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic like "
-            "this."
+            f"{broken}\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic "
+            "like this."
         )
     return f"torch.export cannot trace {type(model).__name__}{where}: {first}{hint}"
 
@@ -238,14 +238,25 @@ def _module_path(node: fx.Node) -> str:
     return str(path).replace("L['self']", "").replace("['", ".").replace("']", "").lstrip(".")
 
 
+def _symbols_of(value: Any) -> Iterator[sympy.Symbol]:
+    """The symbols in the sizes of a traced value."""
+    if isinstance(value, torch.Tensor | tuple | list):
+        for item in value.shape if isinstance(value, torch.Tensor) else value:
+            yield from _symbols_of(item)
+    elif isinstance(value, torch.SymInt):
+        yield from value.node.expr.free_symbols
+
+
 class _Symbols:
     """torch's symbolic sizes, in the user's names and with their ranges."""
 
     def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         self.ranges: dict[str, SymbolRange] = {}
         self._new: dict[sympy.Symbol, sympy.Symbol] = {}
+        # Decomposing leaves constraints on symbols of its own behind, which occur nowhere.
+        occurring = {known for node in program.graph.nodes for known in _symbols_of(node.meta.get("val"))}
         for old, bounds in program.range_constraints.items():
-            if not isinstance(old, sympy.Symbol):
+            if old not in occurring:
                 continue
             name = names.get(str(old), f"size{len(self._new)}")
             if not isinstance(bounds.upper, sympy.Integer) or int(bounds.upper) >= 2**31:
