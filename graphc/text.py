@@ -1,6 +1,6 @@
 """The text form of a Graph: `dump` and `parse` are inverses.
 
-    graph      := "graph" (NAME | STRING) "(" inputs ")" "{" line* "return" outputs "}"
+    graph      := "graph" (NAME | STRING) inputs "{" line* "return" outputs "}"
     line       := "symbol" NAME "in" "[" INT "," INT "]"
                 | "%"NAME "=" "input" ":" type
                 | "%"NAME "=" "weight" STRING "#"DIGEST ":" type suffix
@@ -12,10 +12,10 @@
     value      := "%"NAME | INT | FLOAT | STRING | None | True | False | "[" value* "]" | "{" size "}" | DTYPE
                 | memory_format.NAME | layout.NAME | device.NAME
 
-`inputs` is the call as Python writes it, `outputs` the result's structure. One line a node, the model's own names: a
-diff of two dumps shows the change alone. Lines that start with "//" are comments. Weights are named with the digest of
-their contents; the tensors themselves are handed to `parse`, or lie beside the text in a content-addressed folder
-(`save`, `read`).
+`inputs` is the call's pair (args, kwargs) as Python writes it, `outputs` the result's structure. One line a node, the
+model's own names: a diff of two dumps shows the change alone. Lines that start with "//" are comments. Weights are
+named with the digest of their contents; the tensors themselves are handed to `parse`, or lie beside the text in a
+content-addressed folder (`save`, `read`).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def dump(graph: Graph) -> str:
     >>> graphc.parse(graphc.dump(graph), graph.weights)
     """
     name = graph.name if _NAME.fullmatch(graph.name) else json.dumps(graph.name)
-    lines = [f"graph {name}({graph.inputs.text([f'%{node.name}' for node in graph.placeholders])}) {{"]
+    lines = [f"graph {name}{graph.inputs.text([f'%{node.name}' for node in graph.placeholders])} {{"]
     lines += [f"  symbol {name} in [{r.minimum}, {r.maximum}]" for name, r in sorted(graph.symbols.items())]
     for node in graph:
         if node.op == "output":
@@ -137,7 +137,7 @@ _TOKEN = re.compile(
 _LINE = re.compile(r"\s*%(?P<name>\w+) = (?P<body>.*) : (?P<type>[^:@=\"]+?)(?: @(?P<path>\"(?:[^\"\\]|\\.)*\"))?"
                    r"(?: group=(?P<group>\d+))?\s*$")  # fmt: skip
 _WEIGHT = re.compile(r'weight (?P<name>"(?:[^"\\]|\\.)*") #(?P<digest>[0-9a-f]{16})$')
-_HEADER = re.compile(r'\s*graph (?P<name>[\w.-]+|"(?:[^"\\]|\\.)*")\((?P<inputs>.*)\) \{\s*$')
+_HEADER = re.compile(r'\s*graph (?P<name>[\w.-]+|"(?:[^"\\]|\\.)*")(?P<inputs>\(.*\)) \{\s*$')
 _SYMBOL = re.compile(r"\s*symbol (?P<name>\w+) in \[(?P<minimum>\d+), (?P<maximum>\d+)\]\s*$")
 _CONSTANTS: dict[str, Any] = {
     "None": None, "True": True, "False": False, **DTYPES,
