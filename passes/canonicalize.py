@@ -4,6 +4,7 @@
     reshape, flatten, squeeze ->  view                        hardtanh, relu6          ->  clamp
     native batch/layer norm   ->  batch_norm, layer_norm      _softmax                 ->  softmax
     pools over a whole plane  ->  mean                        quantized_decomposed::*  ->  graphc::quantize, dequantize
+    nearest upsampling by whole factors  ->  repeat_interleave
     clone, alias, view to the same shape, slice of all, conversion to the same dtype  ->  nothing
 
 before:
@@ -29,6 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 
@@ -180,6 +182,19 @@ def _whole_plane(graph: Graph, node: fx.Node) -> fx.Node | None:
     return graph.call(aten.mean.dim, node.args[0], [2, 3], True)
 
 
+def _upsample(graph: Graph, node: fx.Node) -> fx.Node | None:
+    """Nearest upsampling by whole factors repeats rows and columns, whatever the dtype."""
+    source: Any = node.args[0]
+    before, after = _type(source).shape[2:], _type(node).shape[2:]
+    factors = [sympy.sympify(b) / sympy.sympify(a) for a, b in zip(before, after, strict=True)]
+    if not all(factor.is_Integer for factor in factors):
+        return None
+    for axis, factor in zip((2, 3), factors, strict=True):
+        if factor != 1:
+            source = graph.call(aten.repeat_interleave.self_int, source, int(factor), axis)
+    return source  # type: ignore[no-any-return]
+
+
 def _softmax(graph: Graph, node: fx.Node) -> fx.Node | None:
     if node.args[2]:  # half_to_float
         return None
@@ -241,6 +256,8 @@ RULES: dict[str, Rule] = {
     "aten._adaptive_avg_pool2d.default": _whole_plane,
     "aten.adaptive_avg_pool2d.default": _whole_plane,
     "aten.avg_pool2d.default": _whole_plane,
+    "aten.upsample_nearest2d.vec": _upsample,
+    "aten.upsample_nearest2d.default": _upsample,
     "aten._softmax.default": _softmax,
     "aten._log_softmax.default": _softmax,
     **dict.fromkeys(

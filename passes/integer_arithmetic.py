@@ -58,7 +58,7 @@ MOVING = {
     aten.permute.default,
     aten.slice.Tensor,
     aten.select.int,
-    aten.upsample_nearest2d.vec,
+    aten.repeat_interleave.self_int,
 }
 # Terms of a sum are taken 2^20 times finer than their scale: 8 + 20 bits, and one more for the sum.
 _HEADROOM = 2.0**-20
@@ -196,14 +196,17 @@ def _layer(graph: Graph, node: fx.Node) -> Integer | None:
 
 
 def _moved(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
-    source, *rest = arguments(node)
-    value = _integer(graph, source, wanted)
+    value = _integer(graph, node.args[0], wanted)
     if value is None or value.axis is not None or _dtype(value.node) not in (torch.int8, torch.uint8):
         return None
     if node.target is aten.constant_pad_nd.default:
         limits = torch.iinfo(_dtype(value.node))
-        rest[1] = _quantized(float(rest[1]), value.scale, value.zero, limits.min, limits.max)
-    new = graph.call(node.target, value.node, *rest)  # type: ignore[arg-type]
+        _, padding, filling = arguments(node)
+        filling = _quantized(float(filling), value.scale, value.zero, limits.min, limits.max)
+        new = graph.call(node.target, value.node, padding, filling)
+    else:
+        keywords: dict[str, Any] = dict(node.kwargs)
+        new = graph.call(node.target, value.node, *node.args[1:], **keywords)
     _take_name(new, node)
     return replace(value, node=new)
 

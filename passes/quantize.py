@@ -58,7 +58,7 @@ SAME_SCALE = (
     aten.slice.Tensor,
     aten.select.int,
     aten.constant_pad_nd.default,
-    aten.upsample_nearest2d.vec,
+    aten.repeat_interleave.self_int,
 )
 COMBINING = (aten.add.Tensor, aten.cat.default, aten.mean.dim, aten.avg_pool2d.default)
 
