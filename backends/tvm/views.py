@@ -293,6 +293,41 @@ def _pixel_shuffle(at: At, args: dict[str, Any], index: Index, node: fx.Node) ->
     return at(args["self"], [*batch, inner, T.floordiv(row, factor), T.floordiv(column, factor)])
 
 
+@index_function("aten.repeat_interleave.self_int")
+def _repeat_interleave(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    source, repeats = args["self"], args["repeats"]
+    shape = shape_of(source)
+    if args["dim"] is None:
+        flat = index[0] // at.size(repeats)
+        inner: list[Expr] = []
+        for size in reversed(shape[1:]):
+            inner.insert(0, flat % at.size(size))
+            flat = flat // at.size(size)
+        return at(source, [flat, *inner] if shape else [])
+    dim = dim_of(args["dim"], len(shape))
+    return at(source, [*index[:dim], index[dim] // at.size(repeats), *list(index)[dim + 1 :]])
+
+
+@view("aten.as_strided.default")
+def _as_strided(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Size, Strides] | None:
+    if strides != sizes.contiguous(shape_of(args["self"])):
+        return None
+    return args["storage_offset"] or 0, tuple(args["stride"])
+
+
+@index_function("aten.as_strided.default")
+def _as_strided_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    """Strides count elements of the input in row-major order, whatever its order in memory here."""
+    flat = at.size(args["storage_offset"] or 0)
+    for position, stride in zip(index, args["stride"], strict=True):
+        flat = flat + position * at.size(stride)
+    inner: list[Expr] = []
+    for size in reversed(shape_of(args["self"])[1:]):
+        inner.insert(0, flat % at.size(size))
+        flat = flat // at.size(size)
+    return at(args["self"], [flat, *inner] if shape_of(args["self"]) else [])
+
+
 # -- guarded: which input an element comes from depends on the index -----------------------------------
 
 

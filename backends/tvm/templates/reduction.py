@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,15 +50,18 @@ POSITIONS = {
     "aten.min.dim#1": False,
 }
 VARIANCE = "aten.var.correction"
-OPERATORS = (*REDUCERS, *POSITIONS, VARIANCE)
+NORM = "aten.linalg_vector_norm.default"
+OPERATORS = (*REDUCERS, *POSITIONS, VARIANCE, NORM)
 
 
 def matches(group: Group, isa: InstructionSet) -> str | None:
     anchor = group.anchor
     if anchor is None or name_of(anchor) not in OPERATORS:
         return "no reduction"
-    if name_of(anchor) == VARIANCE and dtype_of(anchor) != "float32":
-        return f"variance of {dtype_of(anchor)}"
+    if name_of(anchor) in (VARIANCE, NORM) and dtype_of(anchor) != "float32":
+        return f"variance or norm of {dtype_of(anchor)}"
+    if name_of(anchor) == NORM and arguments(anchor)["ord"] not in (1, 2, math.inf):
+        return "only the norms of order 1, 2 and infinity"
     return None
 
 
@@ -106,20 +110,27 @@ def emit(group: Group, k: KernelBuilder) -> None:
     dtype = _sum_dtype(anchor, x)
     count = product([shape[dim] for dim in gone])
 
-    def read(index: list[Expr]) -> Expr:
-        return cast(At(k, group.nodes)(x, index), dtype_of(x), "int32" if dtype == "truth" else dtype)
-
     kind = "int32" if dtype == "truth" else dtype
+    order_of_norm = args.get("ord")
+
+    def read(index: list[Expr]) -> Expr:
+        value = cast(At(k, group.nodes)(x, index), dtype_of(x), kind)
+        if name == NORM:
+            value = T.Bind(value)
+            return value * value if order_of_norm == 2 else m.absolute(value)
+        return value
 
     def finish(index: list[Expr], total: Expr) -> None:
         if name.startswith("aten.mean"):
             total = total / T.cast(k.size(count), kind)
+        if name == NORM and order_of_norm == 2:
+            total = T.sqrt(total)
         store_result(group, k, index, cast(total, kind, dtype_of(anchor)))
 
     if name == VARIANCE:
         _emit_variance(group, k, extents, [shape[dim] for dim in gone], full, result, read, count, args)
         return
-    reducer = REDUCERS[name]
+    reducer = (MAXIMUM if order_of_norm == math.inf else SUM) if name == NORM else REDUCERS[name]
     if kept and order[-1] == kept[-1] and shape[kept[-1]] != 1:
         window = [(integer(0), k.size(shape[dim])) for dim in gone]
         work = k.ranges.maximum(count)
@@ -151,6 +162,8 @@ def _emit_scalar(group: Group, k: KernelBuilder, x: fx.Node) -> None:
     value = At(k, group.nodes)(x, [])
     if name_of(anchor) in POSITIONS:
         value = constant(0, dtype_of(anchor))
+    elif name_of(anchor) == NORM:
+        value = m.absolute(value)
     elif name_of(anchor) == VARIANCE:
         value = constant(float("nan"), dtype_of(anchor))
     else:
