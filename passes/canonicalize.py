@@ -81,6 +81,11 @@ def _identity(graph: Graph, node: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) and _type(source) == _type(node) else None
 
 
+def _dropout(graph: Graph, node: fx.Node) -> fx.Node | None:
+    _, _, training = arguments(node)
+    return None if training else _identity(graph, node)
+
+
 def _convert(graph: Graph, node: fx.Node) -> fx.Node | None:
     """A conversion between dtypes in one spelling; one to the same dtype is nothing."""
     source, dtype = node.args[0], _type(node).dtype
@@ -187,7 +192,11 @@ def _upsample(graph: Graph, node: fx.Node) -> fx.Node | None:
     source: Any = node.args[0]
     before, after = _type(source).shape[2:], _type(node).shape[2:]
     factors = [sympy.sympify(b) / sympy.sympify(a) for a, b in zip(before, after, strict=True)]
-    if not all(factor.is_Integer for factor in factors):
+    # Scales that are given count, whatever the sizes are rounded to.
+    scales = arguments(node)[2:] if node.target is aten.upsample_nearest2d.default else arguments(node)[2] or ()
+    if not all(factor.is_Integer for factor in factors) or any(
+        scale is not None and scale != float(factor) for scale, factor in zip(scales, factors, strict=False)
+    ):
         return None
     for axis, factor in zip((2, 3), factors, strict=True):
         if factor != 1:
@@ -203,7 +212,7 @@ def _softmax(graph: Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _parameter(graph: Graph, node: fx.Node, value: Any, dtype: torch.dtype, kind: str) -> fx.Node:
-    """A quantization parameter given as a number or as a stored tensor of another dtype."""
+    """A quantization parameter given as a number or as a stored tensor, perhaps of another dtype."""
     tensor = graph.weight(value)
     tensor = torch.tensor(value, dtype=dtype) if tensor is None else tensor.to(dtype)
     return graph.add_weight(f"{node.name}.{kind}", tensor)
@@ -211,10 +220,11 @@ def _parameter(graph: Graph, node: fx.Node, value: Any, dtype: torch.dtype, kind
 
 def _quantize(graph: Graph, node: fx.Node) -> fx.Node | None:
     axis, low, high = _quantized_range(node)
-    if axis is None and (not _stored(graph, node.args[1]) or not _stored(graph, node.args[2])):
+    if not _stored(graph, node.args[1]) or not _stored(graph, node.args[2]):
         return None
     scale = _parameter(graph, node, node.args[1], torch.float32, "scale")
-    zero = _parameter(graph, node, node.args[2], torch.int32, "zero_point")
+    zeros = torch.zeros(_type(scale).shape).tolist() if node.args[2] is None else node.args[2]
+    zero = _parameter(graph, node, zeros, torch.int32, "zero_point")
     if "dequantize" in str(node.target):
         return graph.call(torch.ops.graphc.dequantize.default, node.args[0], scale, zero, axis)
     return graph.call(torch.ops.graphc.quantize.default, node.args[0], scale, zero, axis, low, high)
@@ -234,8 +244,9 @@ def _quantized_range(node: fx.Node) -> tuple[Any, Any, Any]:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ["aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default",
-         "aten.contiguous.default", "aten.expand.default", "aten.dropout.default", "aten.lift_fresh.default"],
+         "aten.contiguous.default", "aten.expand.default", "aten.lift_fresh.default"],
         _identity),
+    "aten.dropout.default": _dropout,
     **dict.fromkeys(
         ["aten._to_copy.default", "aten.to.dtype", "aten.to.dtype_layout", "aten.type_as.default", "aten.to.device"],
         _convert),

@@ -82,7 +82,7 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
             layer.target,
             x,
             graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous()),
-            graph.add_weight(f"{stem.removesuffix('weight')}bias.folded", new_bias.to(weight.dtype)),
+            graph.add_weight(f"{stem.removesuffix('.weight')}.bias.folded", new_bias.to(weight.dtype)),
             *geometry,
         )
     graph.replace(node, new)

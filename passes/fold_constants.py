@@ -1,6 +1,7 @@
 """Compute at compile time what depends on weights alone.
 
-A result is stored only where it takes no more room than what it is made of (or 64 KiB): a broadcast is not blown up.
+A result is stored only where it takes no more room than the weights it is made of (or 64 KiB): a broadcast is not
+blown up, nor what is computed from it.
 `graphc.dequantize` stays: it is the decoding of a compressed weight, which must remain small.
 
 before:
@@ -42,16 +43,21 @@ class FoldConstants(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         result = graph.clone()
         values: dict[fx.Node, Any] = {}
+        sources: dict[fx.Node, frozenset[str]] = {}  # the weights that a value is made of
         for node in list(result.fx.nodes):
             if node.op == "get_attr":
                 values[node] = result.weights[str(node.target)]
+                sources[node] = frozenset([str(node.target)])
             elif node.op == "call_function" and _foldable(node, values):
                 args, kwargs = concrete((node.args, dict(node.kwargs)), values.__getitem__, {})
                 values[node] = node.target(*args, **kwargs)
+                sources[node] = frozenset().union(*(sources[used] for used in node.all_input_nodes))
         folded = [
             node
             for node, value in values.items()
-            if node.op == "call_function" and isinstance(value, torch.Tensor) and _worth(node, value, values)
+            if node.op == "call_function"
+            and isinstance(value, torch.Tensor)
+            and value.nbytes <= max(_SMALL, sum(result.weights[name].nbytes for name in sources[node]))
         ]
         for node in folded:
             with result.at(node):
@@ -80,10 +86,3 @@ def _symbolic(argument: Any) -> bool:
     if isinstance(argument, dict):
         return any(_symbolic(item) for item in argument.values())
     return isinstance(argument, sympy.Expr)
-
-
-def _worth(node: fx.Node, value: torch.Tensor, values: dict[fx.Node, Any]) -> bool:
-    """Whether a result may be stored: it takes no more room than its sources."""
-    sources = [values[used] for used in node.all_input_nodes]
-    room = sum(source.nbytes for source in sources if isinstance(source, torch.Tensor))
-    return value.nbytes <= max(room, _SMALL)

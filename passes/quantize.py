@@ -260,5 +260,5 @@ def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
         if mean is not None:
             bias = graph.weight(args[2])
             corrected = mean.to(torch.float32) if bias is None else bias + mean
-            args[2] = graph.add_weight(f"{stem.removesuffix('weight')}bias.corrected", corrected)
+            args[2] = graph.add_weight(f"{stem.removesuffix('.weight')}.bias.corrected", corrected)
         layer.args = tuple(args)
