@@ -45,7 +45,7 @@ import torch
 from torch import Tensor, fx
 
 from graphc.graph import Graph, arguments
-from graphc.operators.quantization import multiplier_and_shift
+from graphc.operators.quantization import integer_dtype, multiplier_and_shift
 from graphc.pipeline import Pass, PassContext
 
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
@@ -105,20 +105,22 @@ def _lower_quantize(graph: Graph, node: fx.Node) -> bool:
     low, high = qmin, qmax
     while isinstance(source, fx.Node) and source.target in (aten.relu.default, aten.clamp.default):
         least, most = _bounds(source)
-        # Quantization is monotonous: clamping before it is clamping the quantized bounds.
-        low = max(low, _quantized(least, scale, zero, qmin, qmax)) if least is not None else low
-        high = min(high, _quantized(most, scale, zero, qmin, qmax)) if most is not None else high
+        # Quantization is monotonous: clamping before it is clamping the quantized bounds. The outer bounds, which
+        # come first, hold; where `least` exceeds `most`, torch gives `most`.
+        outer = low, high
+        high = high if most is None else _quantized(most, scale, zero, *outer)
+        low = low if least is None else min(_quantized(least, scale, zero, *outer), high)
         source = source.args[0]
     with graph.at(node):
         value = _integer(graph, source, Integer(node, scale, zero))
         if value is None:
             return False
-        same = value.axis is None and value.zero == zero and bool(value.scale == scale)
-        kept = _dtype(value.node) == _dtype(node)
-        if same and kept and (low, high) == (qmin, qmax):
+        if _holds_all(node, low, high) and _same(value, Integer(node, scale, zero)):
             new = value.node
-        else:
+        elif integer_dtype(low, high) == _dtype(node):
             new = _rescale(graph, value, scale, zero, low, high)
+        else:  # bounds that a narrower type would hold
+            new = graph.call(aten.clamp.default, _rescale(graph, value, scale, zero, qmin, qmax), low, high)
     graph.replace(node, new)
     return True
 
@@ -170,25 +172,28 @@ def _layer(graph: Graph, node: fx.Node) -> Integer | None:
     transposed = node.target is aten.convolution.default and geometry[3]
     if transposed or weight.dtype != torch.int8 or bool(weight_zero.any()) or decoded.args[3] not in (None, 0):
         return None
+    if _dtype(x.args[0]) not in (torch.int8, torch.uint8) or weight.dim() > 4:
+        return None
     bias = None if bias_node is None else _stored_float(graph, bias_node)
     if bias is None and bias_node is not None:
         return None
     scale, zero = parameters
     total = (scale * weight_scale.double()).expand(weight.shape[0]).contiguous()
+    steps = None if bias is None else torch.round(bias.double() / total)
+    largest = 255 * weight.double().abs().flatten(1).sum(1) + (0 if steps is None else steps.abs())
+    if not bool((largest < 2.0**31).all()):  # nor where a scale is nought or NaN
+        return None
     path = node.meta["path"]
     with graph.at(node):
-        steps = None
-        if bias is not None:
-            rounded = torch.round(bias.double() / total).clamp(-(2.0**31), 2.0**31 - 1).to(torch.int32)
-            steps = graph.add_weight(f"{path or node.name}.bias_steps", rounded)
+        stored = None if steps is None else graph.add_weight(f"{path or node.name}.bias_steps", steps.to(torch.int32))
         if node.target is aten.linear.default:
-            new = graph.call(graphc_ops.integer_linear.default, x.args[0], decoded.args[0], steps, zero)
+            new = graph.call(graphc_ops.integer_linear.default, x.args[0], decoded.args[0], stored, zero)
             axis = len(new.meta["type"].shape) - 1
         else:
             stride, padding, dilation, _, _, groups = geometry
             new = graph.call(
                 graphc_ops.integer_convolution.default,
-                *(x.args[0], decoded.args[0], steps, zero, list(stride), list(padding), list(dilation), groups),
+                *(x.args[0], decoded.args[0], stored, zero, list(stride), list(padding), list(dilation), groups),
             )
             axis = 1
     _take_name(new, node)
@@ -202,8 +207,10 @@ def _moved(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
     if node.target is aten.constant_pad_nd.default:
         limits = torch.iinfo(_dtype(value.node))
         _, padding, filling = arguments(node)
-        filling = _quantized(float(filling), value.scale, value.zero, limits.min, limits.max)
-        new = graph.call(node.target, value.node, padding, filling)
+        code = _quantized(float(filling), value.scale, value.zero, limits.min, limits.max)
+        if not abs((code - value.zero) * float(value.scale) - filling) <= float(value.scale):
+            return None
+        new = graph.call(node.target, value.node, padding, code)
     else:
         keywords: dict[str, Any] = dict(node.kwargs)
         new = graph.call(node.target, value.node, *node.args[1:], **keywords)
@@ -233,7 +240,7 @@ def _concatenation(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | No
     low, high = wanted.node.args[4:6]
     pieces = [
         value.node
-        if value.zero == wanted.zero and _dtype(value.node) == _dtype(wanted.node) and value.scale.equal(wanted.scale)
+        if _same(value, wanted) and _holds_all(wanted.node, low, high)  # type: ignore[arg-type]
         else _rescale(graph, value, wanted.scale, wanted.zero, low, high)  # type: ignore[arg-type]
         for value in known
     ]
@@ -260,7 +267,7 @@ def _average_pool(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | Non
     value = _integer(graph, source, wanted)
     if value is None or value.axis is not None or _dtype(value.node) == torch.int32:
         return None
-    if ceil_mode or divisor is not None or (any(padding) and not count_padding):
+    if ceil_mode or divisor is not None or (any(padding) and not count_padding) or len(node.meta["type"].shape) != 4:
         return None
     kernel, stride, padding = (_pair(sizes) for sizes in (kernel, stride or kernel, padding))
     new = graph.call(graphc_ops.integer_sum_pool2d.default, value.node, value.zero, kernel, stride, padding)
@@ -280,6 +287,18 @@ def _rescale(graph: Graph, value: Integer, scale: Tensor, zero: int, low: int, h
     stored = graph.add_weight(f"{stem}.multiplier", multiplier), graph.add_weight(f"{stem}.shift", shift)
     rescale = graphc_ops.rescale.default
     return graph.call(rescale, value.node, *stored, value.zero, zero, value.axis, low, high)
+
+
+def _same(value: Integer, wanted: Integer) -> bool:
+    """Whether an integer value is in the wanted form already."""
+    stored = _dtype(value.node) == _dtype(wanted.node)
+    return stored and value.axis is None and value.zero == wanted.zero and bool(value.scale == wanted.scale)
+
+
+def _holds_all(node: fx.Node, low: int, high: int) -> bool:
+    """Whether [low, high] is all that the node's dtype holds, so that nothing needs clamping."""
+    limits = torch.iinfo(_dtype(node))
+    return (low, high) == (limits.min, limits.max)
 
 
 def _dtype(node: fx.Node) -> torch.dtype:
