@@ -22,6 +22,7 @@ import onnx
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -165,17 +166,18 @@ def _dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
 
 
 def _unsupported(graph: Graph, error: BaseException) -> UnsupportedOperatorError:
-    """torch.onnx's failure in the graph's terms: it stops at the first operator that it does not know."""
+    """torch.onnx's failure in the graph's terms. It stops at the first operator that it cannot write, and may name one
+    that ours decomposes to: then all are listed that it does not know as they are."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    reason = str(cause).strip().splitlines()[0]
-    found = [
-        Unsupported(node.name, str(node.target), node.meta["path"], reason)
-        for node in graph.calls
-        if repr(node.target) in f"{cause}{error}"
-    ]
-    return UnsupportedOperatorError("ONNX export", found or [Unsupported("?", "an operator", hint=reason)])
+    text = f"{error}{cause}"
+    registry = ONNXRegistry.from_torchlib()
+    named = [node for node in graph.calls if repr(node.target) in text]
+    unknown = [node for node in graph.calls if node.target not in FORMS and not registry.is_registered(node.target)]  # type: ignore[arg-type]
+    reason = str(cause).strip().partition("\n")[0]
+    found = [Unsupported(node.name, str(node.target), node.meta["path"], reason) for node in named or unknown]
+    return UnsupportedOperatorError("ONNX export", found)
 
 
 def _rename(model: onnx.ModelProto, weights: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import torch
 
-from graphc.frontends.onnx.operator import Known, Value, known, known_operator, operator
+from graphc.frontends.onnx.operator import Known, Value, axes_of, known, known_operator, operator
 
 
 @operator("Shape")
@@ -81,12 +81,12 @@ def split(
 
 @known_operator("Unsqueeze")
 def unsqueeze(x: Known, axes_input: Known | None = None, /, *, axes: list[int] | None = None) -> Known:
-    return np.expand_dims(x, tuple(_axes(axes_input, axes) or ()))
+    return np.expand_dims(x, tuple(axes_of(axes_input, axes) or ()))
 
 
 @known_operator("Squeeze")
 def squeeze(x: Known, axes_input: Known | None = None, /, *, axes: list[int] | None = None) -> Known:
-    chosen = _axes(axes_input, axes)
+    chosen = axes_of(axes_input, axes)
     return np.squeeze(x, None if chosen is None else tuple(chosen))
 
 
@@ -129,7 +129,7 @@ def arange(start: Known, limit: Known, delta: Known, /) -> Known:
 
 @known_operator("ReduceProd")
 def product(x: Known, axes_input: Known | None = None, /, *, axes: list[int] | None = None, keepdims: int = 1) -> Known:
-    chosen = _axes(axes_input, axes)
+    chosen = axes_of(axes_input, axes)
     return np.asarray(np.prod(x, None if chosen is None else tuple(chosen), keepdims=bool(keepdims)), dtype=x.dtype)
 
 
@@ -164,10 +164,6 @@ def _enter_arithmetic() -> None:
 
 
 _enter_arithmetic()
-
-
-def _axes(from_input: Known | None, from_attribute: list[int] | None) -> list[int] | None:
-    return from_attribute if from_input is None else [int(axis) for axis in from_input]
 
 
 def _each(function: Any, x: Known) -> Known:

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from graphc.frontends.onnx.operator import Known, Operand, UnsupportedAttribute, Value, operator
+from graphc.frontends.onnx.operator import Known, Operand, UnsupportedAttribute, Value, axes_of, operator
 
 TORCH_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -31,11 +31,6 @@ def torch_dtype(code: int) -> torch.dtype:
     if code not in TORCH_DTYPES:
         raise UnsupportedAttribute(f"element type {onnx.TensorProto.DataType.Name(code)} is not supported")
     return TORCH_DTYPES[code]
-
-
-def axes_of(from_input: Known | None, from_attribute: list[int] | None) -> list[int] | None:
-    """Axes are an attribute in older operator sets and an input in newer ones."""
-    return from_attribute if from_input is None else [int(axis) for axis in from_input]
 
 
 @operator("Identity", "Dropout")

@@ -115,6 +115,11 @@ def known(values: Any) -> Known:
     return array if symbolic else np.array(values, dtype=None if array.size else np.int64)
 
 
+def axes_of(from_input: Known | None, from_attribute: list[int] | None) -> list[int] | None:
+    """Axes are an attribute in older operator sets and an input in newer ones."""
+    return from_attribute if from_input is None else [int(axis) for axis in from_input.flat]
+
+
 def convert(value: Value | None, kind: Any) -> Any:
     """A value as the `kind` of input that a function wants."""
     if not isinstance(value, np.ndarray):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphc.frontends.onnx.layout import axes_of
-from graphc.frontends.onnx.operator import Known, operator
+from graphc.frontends.onnx.operator import Known, axes_of, operator
 
 
 def _product(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
