@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import random
 import re
@@ -156,8 +157,8 @@ def find_pass(name: str) -> type[Pass]:
     known = pass_names()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
-        guess = f"; did you mean '{close[0]}'?" if close else ""
-        raise PassError(f"unknown pass '{name}'{guess} Known passes: {', '.join(known)}")
+        guess = f" (did you mean '{close[0]}'?)" if close else ""
+        raise PassError(f"unknown pass '{name}'{guess}; known passes: {', '.join(known)}")
     for point in entry_points(group="graphc.passes"):
         if point.name == name:
             found: type[Pass] = point.load()
@@ -171,8 +172,10 @@ def find_pass(name: str) -> type[Pass]:
 
 # -- spec strings ---------------------------------------------------------------------------------
 
-_SPEC = re.compile(r"\s*(?P<name>\w+)\s*(?:\{(?P<options>[^}]*)\})?\s*(?:,|$)")
-_OPTION = re.compile(r'\s*(?P<key>\w+)\s*=\s*(?P<value>"[^"]*"|\[[^\]]*\]|[^,]*?)\s*(?:,|$)')
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_SPEC = re.compile(rf'\s*(?P<name>\w+)\s*(?:\{{(?P<options>(?:{_STRING}|[^}}"])*)\}})?\s*(?:,|$)')
+_OPTION = re.compile(rf'\s*(?P<key>\w+)\s*=\s*(?P<value>{_STRING}|\[(?:{_STRING}|[^\]"])*\]|[^,"\[\]]*?)\s*(?:,|$)')
+_ITEM = re.compile(rf'{_STRING}|[^,"\s]+')
 
 
 def parse_passes(spec: str) -> list[Pass]:
@@ -207,15 +210,18 @@ def _build(kind: type[Pass], name: str, text: str) -> Pass:
 
 
 def _option_value(name: str, key: str, text: str, kind: Any) -> Any:
-    plain = text.strip('"')
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        items = _ITEM.findall(text[1:-1] if text.startswith("[") else text)
+        return tuple(_option_value(name, key, item, inner) for item in items)
+    try:
+        plain = json.loads(text) if text.startswith('"') else text
+    except ValueError:
+        raise PassError(f"pass '{name}': {key}={text} is no string") from None
     if get_origin(kind) is Literal:
         if plain in get_args(kind):
             return plain
         raise PassError(f"pass '{name}': {key}={text} must be one of {', '.join(map(str, get_args(kind)))}")
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)[0]
-        items = [item.strip() for item in text.strip("[]").split(",") if item.strip()]
-        return tuple(_option_value(name, key, item, inner) for item in items)
     try:
         if kind is bool:
             return {"true": True, "false": False}[plain.lower()]
@@ -231,7 +237,7 @@ def _option_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{','.join(_option_text(item) for item in value)}]"
-    return f'"{value}"' if isinstance(value, str) and not re.fullmatch(r"[\w.-]+", value) else str(value)
+    return json.dumps(value) if isinstance(value, str) and not re.fullmatch(r"[\w.-]+", value) else str(value)
 
 
 # -- presets --------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ graph example((%x,), {}) {
   %w_scale = weight "w.scale" #0000000000000000 : f32[4]
   %w_zero_point = weight "w.zero_point" #0000000000000000 : i32[4]
   %y_weight = graphc.dequantize.default(%w_int8, %w_scale, %w_zero_point, 0) : f32[4, 8]
-  %bias_corrected = weight "bias.corrected" #0000000000000000 : f32[4]
-  %y = aten.linear.default(%x_decoded, %y_weight, %bias_corrected) : f32[2, 4]
+  %w_bias_corrected = weight "w.bias.corrected" #0000000000000000 : f32[4]
+  %y = aten.linear.default(%x_decoded, %y_weight, %w_bias_corrected) : f32[2, 4]
   return %y
 }
 """
@@ -60,6 +60,7 @@ SAME_SCALE = (
     aten.constant_pad_nd.default,
     aten.repeat_interleave.self_int,
 )
+_LARGEST_BIAS = 2.0**30  # in steps: half of what int32 holds; the sums need the rest
 COMBINING = (aten.add.Tensor, aten.cat.default, aten.mean.dim, aten.avg_pool2d.default)
 
 
@@ -97,8 +98,9 @@ class Quantize(Pass):
         return weight is not None and weight.dtype == torch.float32 and stored_bias and not transposed
 
     def _observe(self, graph: Graph, ctx: PassContext, roots: set[fx.Node]) -> dict[fx.Node, Observer]:
-        """Ranges, then (unless minmax) histograms, over all calibration batches."""
+        """Ranges, then (unless minmax) histograms, over all calibration batches and the stored values among `roots`."""
         observers = {root: Observer() for root in roots}
+        stored = {root: weight for root in roots if (weight := graph.weight(root)) is not None}
         inputs = {node: place for place, node in enumerate(graph.placeholders) if node in roots}
         looks = [Observer.see_range] if self.calibration == "minmax" else [Observer.see_range, Observer.see_counts]
         total = len(looks) * len(ctx.calibration)
@@ -106,8 +108,12 @@ class Quantize(Pass):
 
             def see(node: fx.Node, value: Tensor, look=look) -> None:  # type: ignore[no-untyped-def]
                 if node in observers:
+                    if not value.isfinite().all():
+                        raise CalibrationError(_not_finite(node))
                     look(observers[node], value)
 
+            for node, weight in stored.items():
+                see(node, weight)
             for number, batch in enumerate(ctx.calibration):
                 for node, place in inputs.items():
                     see(node, batch[place])
@@ -165,6 +171,14 @@ class Quantize(Pass):
         return result
 
 
+def _not_finite(node: fx.Node) -> str:
+    where = f" of layer '{node.meta['path']}'" if node.meta["path"] else ""
+    return (
+        f"%{node.name}{where} is NaN or infinite on the calibration data; quantize values that are finite, or leave the "
+        "layers after it out: quantize{exclude=[...]}"
+    )
+
+
 def _integer_values(layers: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
     """The values that shall be held in int8 -> the value whose scale they have.
 
@@ -217,10 +231,10 @@ def _integer_combination(node: fx.Node) -> bool:
     return True
 
 
-def weight_scale(weight: Tensor) -> Tensor:
-    """Symmetric scales per output channel (dimension 0): f32 [O]; a channel of noughts gets 1."""
-    largest = weight.abs().flatten(1).amax(1)
-    return torch.where(largest > 0, largest / 127, 1.0).to(torch.float32)
+def weight_scale(weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
+    """Symmetric scales per output channel (dimension 0): f32 [O], at least `least`; a channel of noughts may get 1."""
+    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=least)
+    return torch.where(scale > 0, scale, 1.0).to(torch.float32)
 
 
 def _decode(weight: Tensor, scale: Tensor) -> Tensor:
@@ -230,7 +244,7 @@ def _decode(weight: Tensor, scale: Tensor) -> Tensor:
 
 def _activation_parameters(low: float, high: float) -> tuple[Tensor, Tensor]:
     """Scale and zero point that span [low, high] with [-128, 127]; nought is represented exactly."""
-    scale = torch.tensor(max(high - low, 1e-12) / 255, dtype=torch.float32)
+    scale = torch.tensor(max(high - low, 1e-12) / 255 if high > low else 1.0, dtype=torch.float32)
     zero = round(-128 - low / float(scale))
     return scale, torch.tensor(min(max(zero, -128), 127), dtype=torch.int32)
 
@@ -248,17 +262,20 @@ def _insert(graph: Graph, value: fx.Node, name: str, scale: Tensor, zero: Tensor
 
 
 def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
-    stem = str(layer.args[1].target)  # type: ignore[union-attr]
-    weight = graph.weights[stem]
-    scale = weight_scale(weight)
+    args = arguments(layer)
+    stem = str(args[1].target)
+    weight, bias = graph.weights[stem], graph.weight(args[2])
+    if mean is not None:
+        bias = mean.to(torch.float32) if bias is None else bias + mean
+    # The bias is stored in steps of (scale of x) * (scale of w): in a channel of tiny weights that must not overflow.
+    x_scale = graph.weight(args[0].args[1])
+    assert x_scale is not None  # `_insert` put it there
+    scale = weight_scale(weight, 0.0 if bias is None else bias.abs() / (x_scale * _LARGEST_BIAS))
     zero = torch.zeros_like(scale, dtype=torch.int32)
     with graph.at(layer):
         q = graph.add_weight(f"{stem}.int8", graphc_ops.quantize(weight, scale, zero, 0, -127, 127))
         stored = graph.add_weight(f"{stem}.scale", scale), graph.add_weight(f"{stem}.zero_point", zero)
-        args = arguments(layer)
         args[1] = graph.call(graphc_ops.dequantize.default, q, *stored, 0, name=f"{layer.name}_weight")
-        if mean is not None:
-            bias = graph.weight(args[2])
-            corrected = mean.to(torch.float32) if bias is None else bias + mean
-            args[2] = graph.add_weight(f"{stem.removesuffix('.weight')}.bias.corrected", corrected)
+        if mean is not None and bias is not None:
+            args[2] = graph.add_weight(f"{stem.removesuffix('.weight')}.bias.corrected", bias)
         layer.args = tuple(args)
