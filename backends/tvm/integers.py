@@ -54,7 +54,7 @@ def _quantize(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr
     limit = T.float32(2.0**30)
     bounded = T.Select(steps > -limit, T.Select(steps < limit, steps, limit), -limit)
     zero = _along(at, args["zero_point"], args["axis"], index)
-    return _clamped(T.cast(bounded, "int32") + T.cast(zero, "int32"), args["qmin"], args["qmax"], dtype_of(node))
+    return _clamped(m.to_integer(bounded, "int32") + T.cast(zero, "int32"), args["qmin"], args["qmax"], dtype_of(node))
 
 
 @index_function("graphc.dequantize.default")

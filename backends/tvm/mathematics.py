@@ -79,6 +79,13 @@ def round_half_even(x: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.nearbyint"), x, dtype=dtype(x))
 
 
+def to_integer(x: Expr, kind: str) -> Expr:
+    """A float cut to an integer type, within its range. Through its bits: TVM's interval analysis of the index
+    arithmetic would otherwise follow the conversion into float expressions, which it cannot represent."""
+    bits = {"float32": "int32", "float64": "int64"}[dtype(x)]
+    return T.cast(T.reinterpret(dtype(x), T.reinterpret(bits, x)), kind)
+
+
 # -- choices -----------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,8 @@ def cast(value: Expr, source: str, target: str) -> Expr:
         return m.unequal(value, constant(0, source))
     if source == "bool":
         return T.Select(value, constant(1, target), constant(0, target))
+    if source.startswith("float") and not target.startswith("float"):
+        return m.to_integer(value, target)
     return T.cast(value, target)
 
 

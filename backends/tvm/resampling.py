@@ -9,6 +9,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
+from graphc.backends.tvm.mathematics import to_integer
 from graphc.backends.tvm.operations import shape_of
 from graphc.graph import Size
 
@@ -39,7 +40,7 @@ def _nearest(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
         if isinstance(size, int) and isinstance(result, int) and result % size == 0 and scale in (None, result // size):
             inner[2 + dim] = index[2 + dim] // (result // size)
             continue
-        position = T.cast(T.floor(T.cast(index[2 + dim], "float32") * _step(at, args, dim, size, result)), "int64")
+        position = to_integer(T.floor(T.cast(index[2 + dim], "float32") * _step(at, args, dim, size, result)), "int64")
         inner[2 + dim] = T.min(position, at.size(size) - 1)
     return at(source, inner)
 
@@ -59,7 +60,7 @@ def _bilinear(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr
             step = _step(at, args, dim, size, result)
             x = T.max(T.float32(0.0), step * (position + T.float32(0.5)) - T.float32(0.5))
         x = T.Bind(x)
-        first = T.Bind(T.min(T.cast(T.floor(x), "int64"), end))
+        first = T.Bind(T.min(to_integer(T.floor(x), "int64"), end))
         low.append(first)
         high.append(T.Bind(T.min(first + 1, end)))
         weight.append(T.Bind(T.min(T.float32(1.0), T.max(T.float32(0.0), x - T.cast(first, "float32")))))
