@@ -146,23 +146,26 @@ def _blame(item: Pass, before: Graph, error: Exception) -> GraphcError:
 
 def pass_names() -> list[str]:
     """All passes by name: the files of `graphc.passes`, then the entry points of the group "graphc.passes"."""
+    return _own_names() + sorted(point.name for point in entry_points(group="graphc.passes"))
+
+
+def _own_names() -> list[str]:
     import graphc.passes
 
-    own = sorted(module.name for module in pkgutil.iter_modules(graphc.passes.__path__))
-    return own + sorted(point.name for point in entry_points(group="graphc.passes"))
+    return sorted(module.name for module in pkgutil.iter_modules(graphc.passes.__path__))
 
 
 def find_pass(name: str) -> type[Pass]:
     """The class of a pass. Raises PassError that lists what there is."""
-    known = pass_names()
-    if name not in known:
+    if name not in _own_names():
+        for point in entry_points(group="graphc.passes"):
+            if point.name == name:
+                found: type[Pass] = point.load()
+                return found
+        known = pass_names()
         close = difflib.get_close_matches(name, known, 1)
         guess = f" (did you mean '{close[0]}'?)" if close else ""
         raise PassError(f"unknown pass '{name}'{guess}; known passes: {', '.join(known)}")
-    for point in entry_points(group="graphc.passes"):
-        if point.name == name:
-            found: type[Pass] = point.load()
-            return found
     module = importlib.import_module(f"graphc.passes.{name}")
     for _, member in inspect.getmembers(module, inspect.isclass):
         if issubclass(member, Pass) and member.__module__ == module.__name__ and member().name == name:

@@ -157,7 +157,13 @@ class Transposed(nn.Sequential):
 class Perceptron(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            nn.Linear(7, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 3)
+            nn.Linear(7, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(16, 16),
+            nn.GELU(),
+            nn.Linear(16, 3),
         )
 
 

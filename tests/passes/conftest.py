@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,9 @@ class Case:
         head, _, rest = text.partition("before:\n")
         before, _, after = rest.partition("after:\n")
         spec, *lines = head.splitlines()
-        numbers = dict(line.removeprefix("weight ").split(" = ") for line in lines if line and not line.startswith("//"))
+        numbers = dict(
+            line.removeprefix("weight ").split(" = ") for line in lines if line and not line.startswith("//")
+        )
         tolerance = numbers.pop("tolerance", None)
         return Case(spec, before, after, numbers, float(tolerance) if tolerance else None)
 
@@ -103,7 +105,9 @@ def _numbers(rule: str, name: str, shape: list[int], dtype: torch.dtype) -> Tens
     values = [float(item) for item in inside.split(",") if item.strip()]
     if kind == "constant":
         count = int(torch.Size(shape).numel())
-        return torch.tensor(values, dtype=torch.float64).repeat(count // len(values) + 1)[:count].to(dtype).reshape(shape)
+        return (
+            torch.tensor(values, dtype=torch.float64).repeat(count // len(values) + 1)[:count].to(dtype).reshape(shape)
+        )
     if kind == "uniform":
         return (torch.rand(shape, generator=generator) * (values[1] - values[0]) + values[0]).to(dtype)
     if dtype.is_floating_point:
@@ -114,9 +118,16 @@ def _numbers(rule: str, name: str, shape: list[int], dtype: torch.dtype) -> Tens
     return torch.randint(int(low), int(high), shape, generator=generator).to(dtype)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def read_case() -> type[Case]:
     """read_case.read(text): see the module's docstring."""
     return Case
-
-

@@ -19,7 +19,9 @@ OWN = [name for name in pass_names() if (Path(graphc.passes.__path__[0]) / f"{na
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_golden(file: Path, read_case: Any, golden: Callable[[Path, str], None], relative_error: Any, promised: Any) -> None:
+def test_golden(
+    file: Path, read_case: Any, golden: Callable[[Path, str], None], relative_error: Any, promised: Any
+) -> None:
     text = file.read_text()
     before, after = read_case.read(text).run(relative_error, promised)
     golden(file, f"{text.partition('before:')[0]}before:\n{before}after:\n{after}")
@@ -43,7 +45,9 @@ def test_docstring(name: str, read_case: Any, relative_error: Any, promised: Any
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_pass_has_goldens_and_a_case_where_it_must_not_fire(name: str) -> None:
-    found = Counter(file.read_text().endswith("after:\nunchanged\n") for file in FILES if file.name.startswith(f"{name}."))
+    found = Counter(
+        file.read_text().endswith("after:\nunchanged\n") for file in FILES if file.name.startswith(f"{name}.")
+    )
     assert found[False] >= 2
     assert found[True] >= 1
 
