@@ -41,6 +41,8 @@ def trace(
     if isinstance(model, str | os.PathLike) or type(model).__name__ == "ModelProto":
         from graphc.frontends import onnx
 
+        if example_kwargs:
+            raise CaptureError("an ONNX model takes its inputs by position: pass example_inputs, not example_kwargs")
         return onnx.trace(model, example_inputs, dynamic_shapes, name)
     raise CaptureError(
         f"cannot trace a {type(model).__name__}: give an nn.Module, an ExportedProgram, an .onnx path or a ModelProto"

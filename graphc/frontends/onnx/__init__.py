@@ -2,7 +2,7 @@
 
 reading      a file as a checked ModelProto          module       a ModelProto as a module of small modules
 operator     how an operator is written down         known        shapes and constants, kept out of the graph
-elementwise, indexing, layers, layout, quantized, recurrent, reduction, resize: the operators
+attention, elementwise, indexing, layers, layout, quantized, recurrent, reduction, resize: the operators
 """
 
 from __future__ import annotations
@@ -14,14 +14,8 @@ from typing import Any
 import onnx
 
 from graphc.frontends import torch_export
-from graphc.frontends.onnx import elementwise, indexing, known, layers, layout, quantized, recurrent, reduction, resize
-from graphc.frontends.onnx.module import OnnxModule
-from graphc.frontends.onnx.reading import read
-from graphc.graph import Graph, identifier
-
-__all__ = ["OnnxModule", "load", "trace"]
-
-_TABLES = (
+from graphc.frontends.onnx import (  # noqa: F401  (importing them enters their operators)
+    attention,
     elementwise,
     indexing,
     known,
@@ -31,7 +25,12 @@ _TABLES = (
     recurrent,
     reduction,
     resize,
-)  # importing them enters operators
+)
+from graphc.frontends.onnx.module import OnnxModule
+from graphc.frontends.onnx.reading import read
+from graphc.graph import Graph, identifier
+
+__all__ = ["OnnxModule", "load", "trace"]
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModule:

@@ -84,3 +84,10 @@ def topk(
 ) -> tuple[Tensor, Tensor]:
     values, indices = torch.topk(x, k if count is None else count.item(), axis, bool(largest), bool(sorted))
     return values, indices
+
+
+@operator("MeanVarianceNormalization")
+def mean_variance_normalization(x: Tensor, /, *, axes: list[int] | None = None) -> Tensor:
+    chosen = [0, 2, 3] if axes is None else axes
+    centred = x - x.mean(chosen, keepdim=True)
+    return centred / (centred.square().mean(chosen, keepdim=True).sqrt() + 1e-9)
