@@ -297,6 +297,18 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         graphc.trace(tmp_path / "absent.onnx")
 
 
+def test_damaged_weights_and_names() -> None:
+    for damage in (lambda tensor: setattr(tensor, "data_type", 99), lambda tensor: tensor.dims.append(2)):
+        model = model_of([helper.make_node("Mul", ["x", "w"], ["y"])], {"x": [3]}, ["y"], {"w": np.ones(3, "f4")})
+        damage(model.graph.initializer[0])
+        with pytest.raises(CaptureError):
+            graphc.trace(model)
+    model = model_of([helper.make_node("Relu", ["x"], ["y"], "abcdef")], {"x": [3]}, ["y"], {})
+    model.ParseFromString(model.SerializeToString().replace(b"hand made", b"hand\x87made"))
+    with pytest.raises(CaptureError, match="damaged"):
+        graphc.trace(model)
+
+
 def test_invalid_and_old_models() -> None:
     undefined = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": [2]}, ["y"], {})
     undefined.graph.node[0].input[0] = "nowhere"

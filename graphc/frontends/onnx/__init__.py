@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 
+from graphc.errors import CaptureError
 from graphc.frontends import torch_export
 from graphc.frontends.onnx import (  # noqa: F401  (importing them enters their operators)
     attention,
@@ -28,14 +29,18 @@ from graphc.frontends.onnx import (  # noqa: F401  (importing them enters their 
 )
 from graphc.frontends.onnx.module import OnnxModule
 from graphc.frontends.onnx.reading import read
-from graphc.graph import Graph, identifier
+from graphc.graph import Graph
 
 __all__ = ["OnnxModule", "load", "trace"]
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto) -> OnnxModule:
     """An ONNX file or ModelProto as a module for torch.export. Raises CaptureError and UnsupportedOperatorError."""
-    return OnnxModule(read(source))
+    model = read(source)
+    try:
+        return OnnxModule(model)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # names that are no text, weights cut short
+        raise CaptureError(f"the ONNX model is damaged: {type(error).__name__}: {error}") from error
 
 
 def trace(
@@ -51,4 +56,4 @@ def trace(
     """
     module = load(source)
     inputs = module.example_inputs() if example_inputs is None else tuple(example_inputs)
-    return torch_export.capture(module, inputs, dynamic_shapes=dynamic_shapes, name=name or identifier(module.name))
+    return torch_export.capture(module, inputs, dynamic_shapes=dynamic_shapes, name=name or module.name)

@@ -89,7 +89,7 @@ class OnnxModule(nn.Module):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
-        self.name = model.graph.name or "model"
+        self.name = identifier(model.graph.name or "model")
         self.opset = default_opset(model)
         self.known: dict[str, Known] = {}
         self.stored: dict[str, str] = {}  # ONNX name -> name in the module tree
