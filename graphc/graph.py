@@ -157,7 +157,7 @@ class Graph:
 
         node = self.fx.create_node("call_function", target, args, kwargs, name=name)
         node.meta.update(path=self._path, group=None)
-        node.meta["type"] = infer(node)
+        node.meta["type"] = infer(node, self.symbols)
         return node
 
     @contextmanager

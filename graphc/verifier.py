@@ -31,6 +31,8 @@ def verify(graph: Graph) -> None:
         names.add(node.name)
         if node.op == "output":
             results = node.args[0]
+            if node is not graph.output:
+                raise _wrong(node, "is not the last node")
             if not isinstance(results, tuple) or len(results) != graph.outputs.size:
                 raise _wrong(node, f"must return the {graph.outputs.size} tensors of the graph's structure")
             continue
@@ -62,7 +64,7 @@ def _check_type(graph: Graph, node: fx.Node) -> None:
                 raise _wrong(node, f"calls {node.target}, which writes to its argument")
         elif not is_item(node):
             raise _wrong(node, f"calls {node.target}, which is no operator")
-        expected = infer(node)
+        expected = infer(node, graph.symbols)
     elif node.op == "placeholder":
         return
     else:

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from graphc.errors import CaptureError, GraphcError
+from graphc.frontends.dynamic_shapes import dimension_names, grown
 from graphc.graph import DTYPE_NAMES, Graph, SymbolRange, TensorType, symbol
 from graphc.operators.inference import infer
 from graphc.structure import Structure
@@ -65,6 +66,7 @@ def capture(
     args, kwargs: example inputs; only their structure, shapes and dtypes matter. dynamic_shapes: as torch.export takes
     it, with `torch.export.Dim("batch", min=1, max=64)` for each dynamic size. Raises CaptureError.
     """
+    args, kwargs = grown(tuple(args), dict(kwargs or {}), dynamic_shapes)
     failures: list[Exception] = []
     with _inference(model), torch.no_grad(), _quiet():
         for strict in (False, True):
@@ -79,7 +81,7 @@ def capture(
                 failures.append(error)
         else:
             raise CaptureError(_explain(model, failures)) from failures[0]
-    names = _dimension_names(program, args, kwargs or {}, dynamic_shapes)
+    names = dimension_names(program, args, kwargs or {}, dynamic_shapes)
     return from_exported_program(program, name or type(model).__name__, names)
 
 
@@ -227,7 +229,9 @@ def _copy(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], translate:
     copy.meta.update(path=_module_path(node), group=None)
     value = node.meta["val"]
     # For operators with several results torch's tracer and its shape rules may differ: the rules count.
-    copy.meta["type"] = translate.type(value, node.name) if isinstance(value, torch.Tensor) else infer(copy)
+    copy.meta["type"] = (
+        translate.type(value, node.name) if isinstance(value, torch.Tensor) else infer(copy, graph.symbols)
+    )
     return copy
 
 
@@ -303,42 +307,3 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
-
-
-def _dimension_names(
-    program: ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any
-) -> dict[str, str]:
-    """torch's symbol -> the name of the user's Dim."""
-    if dynamic_shapes is None:
-        return {}
-    specs = list(dynamic_shapes.values()) if isinstance(dynamic_shapes, Mapping) else list(dynamic_shapes)
-    inputs = [*args, *kwargs.values()]
-    if isinstance(dynamic_shapes, Mapping) and set(dynamic_shapes) >= set(kwargs):
-        positional = [spec for key, spec in dynamic_shapes.items() if key not in kwargs]
-        specs = positional[: len(args)] + [dynamic_shapes[key] for key in kwargs]
-    dims: list[Any] = []
-    for value, spec in zip(inputs, specs, strict=False):
-        dims.extend(_leaf_dims(value, spec))
-    nodes = {node.name: node for node in program.graph.nodes}
-    tensors = [nodes[name].meta.get("val") for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    tensors = [value for value in tensors if isinstance(value, torch.Tensor)]
-    found: dict[str, str] = {}
-    for value, spec in zip(tensors, dims, strict=False):
-        for axis, dim in spec.items():
-            size = value.shape[axis]
-            if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
-                found.setdefault(str(size.node.expr), getattr(dim, "__name__", f"size{len(found)}"))
-    return found
-
-
-def _leaf_dims(value: Any, spec: Any) -> list[dict[int, Any]]:
-    """For each tensor in `value`, axis -> Dim."""
-    if isinstance(value, torch.Tensor):
-        axes = spec if isinstance(spec, Mapping) else dict(enumerate(spec or ()))
-        return [{axis: dim for axis, dim in axes.items() if dim is not None and not isinstance(dim, int)}]
-    if isinstance(value, Mapping):
-        return [dims for key, item in value.items() for dims in _leaf_dims(item, spec[key] if spec else None)]
-    if isinstance(value, tuple | list):
-        items = spec if spec is not None else [None] * len(value)
-        return [dims for item, inner in zip(value, items, strict=True) for dims in _leaf_dims(item, inner)]
-    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +15,20 @@ import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
 from graphc.errors import VerificationError
 
 if TYPE_CHECKING:
-    from graphc.graph import NodeType, TensorType
-
-# A dynamic size's stand-in while shape rules run: prime and large, so that no rule mistakes it for a size it knows.
-_HINTS = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
+    from graphc.graph import NodeType, SymbolRange, TensorType
 
 _KNOWN: dict[Hashable, Any] = {}
 
 
-def infer(node: fx.Node) -> NodeType:
+def infer(node: fx.Node, symbols: Mapping[str, SymbolRange]) -> NodeType:
     """The type of a call_function node, from the types of its arguments. Raises VerificationError where none fits.
 
+    symbols: the graph's; the shape rules use their ranges (512 rows cut at a size of at most 256 are that size).
     Results are cached by operator and argument types, so that large graphs verify quickly.
     """
-    key = (node.target, _signature(node.args), _signature(node.kwargs))
+    key = (node.target, _signature(node.args), _signature(node.kwargs), tuple(symbols.items()))
     if key not in _KNOWN:
-        _KNOWN[key] = _item(node) if node.target is operator.getitem else _infer(node)
+        _KNOWN[key] = _item(node) if node.target is operator.getitem else _infer(node, symbols)
     result: NodeType = _KNOWN[key]
     return result
 
@@ -46,30 +44,38 @@ def _signature(argument: Any) -> Hashable:
 
 
 def _item(node: fx.Node) -> TensorType:
-    source, index = node.args
-    types = source.meta["type"]  # type: ignore[union-attr]
-    if not isinstance(types, tuple) or not 0 <= index < len(types):  # type: ignore[operator]
-        raise VerificationError(f"%{node.name} picks result {index} of %{source}, which has no such result")
-    result: TensorType = types[index]  # type: ignore[index]
+    source, index = node.args if len(node.args) == 2 else (None, None)
+    types = source.meta["type"] if isinstance(source, fx.Node) else None
+    if not isinstance(types, tuple) or type(index) is not int or not 0 <= index < len(types):
+        raise VerificationError(f"%{node.name} picks result {index} of {source}, which has no such result")
+    result: TensorType = types[index]
     return result
 
 
 class _Sizes:
     """Concrete sizes as they are; symbolic ones as torch.SymInt of a shape environment made for one inference."""
 
-    def __init__(self, node: fx.Node) -> None:
+    def __init__(self, node: fx.Node, ranges: Mapping[str, SymbolRange]) -> None:
         symbols = sorted({known for size in _sizes((node.args, node.kwargs)) for known in size.free_symbols}, key=str)
+        undeclared = [str(known) for known in symbols if known.name not in ranges]
+        if undeclared:
+            raise VerificationError(f"%{node.name} uses the undeclared size '{undeclared[0]}'")
         self.mode: AbstractContextManager[Any] = nullcontext()
         self.dispatcher: AbstractContextManager[Any] = nullcontext()
         # Plain meta tensors are a hundred times cheaper; only fake tensors know symbolic sizes in every operator.
         self.device = torch.device("cpu" if symbols else "meta")
-        self.hints = dict(zip(symbols, _HINTS, strict=False))
+        # Where a shape rule must look at a size it sees one near the maximum, different for each symbol.
+        self.hints = {
+            known: max(ranges[known.name].maximum - place, ranges[known.name].minimum)
+            for place, known in enumerate(symbols, 1)
+        }
         self.outward: dict[sympy.Symbol, sympy.Symbol] = {}
         if symbols:
             from torch._dispatch.python import enable_python_dispatcher
             from torch._dynamo.source import ConstantSource
             from torch._subclasses.fake_tensor import FakeTensorMode
-            from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+            from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StrictMinMaxConstraint
+            from torch.utils._sympy.value_ranges import ValueRanges
 
             self.environment = ShapeEnv()
             self.mode = FakeTensorMode(shape_env=self.environment)
@@ -77,7 +83,13 @@ class _Sizes:
             # torch names the sizes in its own way: translated on the way in and on the way out.
             self.inward = {
                 known: self.environment.create_symbol(
-                    hint, ConstantSource(str(known)), DimDynamic.DYNAMIC, do_not_specialize_zero_one=True
+                    hint,
+                    ConstantSource(str(known)),
+                    DimDynamic.DYNAMIC,
+                    StrictMinMaxConstraint(
+                        vr=ValueRanges(ranges[known.name].minimum, ranges[known.name].maximum), warn_only=False
+                    ),
+                    do_not_specialize_zero_one=True,
                 )
                 for known, hint in self.hints.items()
             }
@@ -108,8 +120,8 @@ class _Sizes:
         return TensorType(tuple(s if isinstance(s, int) else s.subs(self.outward) for s in kind.shape), kind.dtype)
 
 
-def _infer(node: fx.Node) -> NodeType:
-    sizes = _Sizes(node)
+def _infer(node: fx.Node, symbols: Mapping[str, SymbolRange]) -> NodeType:
+    sizes = _Sizes(node, symbols)
     try:
         with sizes.mode, sizes.dispatcher:
             value = node.target(*sizes.enter(node.args), **sizes.enter(dict(node.kwargs)))  # type: ignore[operator]
