@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -119,7 +120,10 @@ def batches(graph: Graph, data: Iterable[Any] | None) -> list[list[Tensor]]:
 
 
 def _cut(graph: Graph, leaves: Sequence[Tensor], number: int) -> list[list[Tensor]]:
-    """A batch in pieces of the first dimension that the graph was traced with; the last is filled up from the start."""
+    """A batch in pieces of the first dimension that the graph takes.
+
+    A fixed size fills up the last piece from the start; a dynamic one cuts at its maximum.
+    """
     kinds: list[TensorType] = [node.meta["type"] for node in graph.placeholders]
     if len(leaves) != len(kinds):
         raise CalibrationError(f"calibration batch {number} has {len(leaves)} tensors, the model takes {len(kinds)}")
@@ -128,6 +132,9 @@ def _cut(graph: Graph, leaves: Sequence[Tensor], number: int) -> list[list[Tenso
     if len(sizes) != 1 or len(given) != 1:
         return [list(leaves)]
     (size,), (count,) = sizes, given
+    if isinstance(size, sympy.Symbol):
+        largest = graph.symbols[size.name].maximum
+        return [list(piece) for piece in zip(*(leaf.split(largest) for leaf in leaves), strict=True)]
     if not isinstance(size, int) or size == count or size == 0 or count == 0:
         return [list(leaves)]
     places = [torch.arange(start, start + size) % count for start in range(0, count, size)]

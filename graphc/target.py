@@ -16,8 +16,8 @@ from graphc.errors import TargetError
 # Feature names are LLVM's. Order matters: it is the order in which they are printed.
 X86_FEATURES = (
     "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt",
-    "movbe", "avxvnni", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi", "avx512bf16",
-    "amx-tile", "amx-int8", "amx-bf16",
+    "movbe", "avxvnni", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni", "avx512vbmi",
+    "avx512bf16", "amx-tile", "amx-int8", "amx-bf16",
 )  # fmt: skip
 ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm", "bf16")
 

@@ -80,8 +80,8 @@ class Drift:
         least = LEAST_SQNR[step.applied.fidelity]
         if not row.sqnr >= least:
             raise VerificationError(
-                f"it promises to be {step.applied.fidelity} (at least {least:.0f} dB), but left {row.sqnr:.1f} dB of the "
-                f"outputs (largest error {row.max_error:.3g})"
+                f"it promises to be {step.applied.fidelity} (at least {least:.0f} dB), but left the outputs at "
+                f"{row.sqnr:.1f} dB (largest error {row.max_error:.3g})"
             )
 
 

@@ -37,7 +37,7 @@ class Emulator:
 
     def __init__(self, artifact: memoryview, arch: str, num_steps: int, threads: int) -> None:
         qemu = find(arch)
-        logger.info("running %s code under %s: the results are the chip's, the speed is not", arch, qemu)
+        logger.warning("running %s code under %s: the results are the chip's, the speed is not", arch, qemu)
         self._num_steps = num_steps
         fd = os.memfd_create("graphc")
         with open(fd, "wb") as file:
