@@ -165,8 +165,8 @@ def parse(text: str, weights: Mapping[str, torch.Tensor]) -> Graph:
         with _located(number, line):
             _line(graph, line, nodes, weights)
     with _located(*lines[-1]):
-        if "output" not in {node.op for node in graph}:
-            raise ParseError("the graph has no 'return'")
+        if [node for node in graph if node.op == "output"] != [graph.output]:
+            raise ParseError("a graph ends with its only 'return'")
     with _located(*lines[0]):
         graph.inputs, leaves = _Reader(lines[0][1], header.start("inputs"), header.end("inputs"), nodes).structure()
         if leaves != graph.placeholders:
@@ -265,7 +265,7 @@ def resolve(name: str) -> Any:
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     except (AttributeError, RuntimeError):  # RuntimeError: a name that no operator can have
         found = None
-    if not isinstance(found, OpOverload):
+    if not isinstance(found, OpOverload) or str(found) != name:
         raise ParseError(f"there is no operator '{name}'")
     return found
 
@@ -308,7 +308,8 @@ class _Reader:
         self._leaves: list[fx.Node] = []
 
     def _wrong(self, message: str, at: int | None = None) -> ParseError:
-        return ParseError(message, column=self._at if at is None else at)
+        blank = len(self._line[self._at : self._stop]) - len(self._line[self._at : self._stop].lstrip())
+        return ParseError(message, column=self._at + blank if at is None else at)
 
     def _rest(self) -> str:
         return self._line[self._at : self._stop].strip()
@@ -445,10 +446,14 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
 
 def read(path: str | os.PathLike[str]) -> Graph:
     """The graph that `save` wrote."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
-    text = path.read_text()
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ParseError(f"'{path.name}' is no text") from None
     weights: dict[str, torch.Tensor] = {}
     for name, number in re.findall(r'= weight ("(?:[^"\\]|\\.)*") #([0-9a-f]{16}) :', text):
         file = path.parent / "weights" / f"{number}.safetensors"
@@ -456,5 +461,8 @@ def read(path: str | os.PathLike[str]) -> Graph:
             raise ParseError(
                 f"'{path.name}' needs the weight {name} in 'weights/{number}.safetensors', which is absent"
             )
-        weights[json.loads(name)] = load_file(file)["tensor"]
+        try:
+            weights[json.loads(name)] = load_file(file)["tensor"]
+        except (SafetensorError, KeyError) as error:
+            raise ParseError(f"cannot read 'weights/{file.name}' beside '{path.name}': {error}") from None
     return parse(text, weights)
