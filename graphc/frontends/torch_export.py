@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 from graphc.errors import CaptureError, GraphcError
 from graphc.frontends.dynamic_shapes import dimension_names, grown
+from graphc.frontends.legality import check_operators, is_check
+from graphc.frontends.provenance import explain, module_path
 from graphc.graph import DTYPE_NAMES, Graph, SymbolRange, TensorType, symbol
 from graphc.operators.inference import infer
 from graphc.structure import Structure
@@ -50,9 +50,6 @@ KEPT = (
     aten.split_with_sizes.default,
 )
 
-# Run-time checks that export inserts: shapes and dtypes are checked by the artifact itself.
-_CHECKS = ("_assert", "sym_constrain", "_assert_async", "_assert_scalar", "_assert_tensor_metadata")
-
 
 def capture(
     model: nn.Module,
@@ -80,7 +77,7 @@ def capture(
             except Exception as error:
                 failures.append(error)
         else:
-            raise CaptureError(_explain(model, failures)) from failures[0]
+            raise CaptureError(explain(model, failures)) from failures[0]
     names = dimension_names(program, args, kwargs or {}, dynamic_shapes)
     return from_exported_program(program, name or type(model).__name__, names)
 
@@ -110,39 +107,6 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _explain(model: nn.Module, failures: Sequence[Exception]) -> str:
-    """What stopped the export, in the user's layer and line."""
-    layer, line = _place(model, failures[0])
-    where = f" in layer '{layer}' ({line})" if layer else ""
-    text = str(failures[0]).strip()
-    first = text.splitlines()[0] if text else type(failures[0]).__name__
-    hint = ""
-    if any(word in text for word in ("data-dependent", "DataDependent", "Could not guard", "dynamic control flow")):
-        hint = (
-            "\nThe Python code branches or loops on the values of a tensor, which has no fixed graph. "
-            "Use torch.where or torch.cond, or move the decision out of the model."
-        )
-    elif "dynamic_shapes" in text or "Constraints violated" in text or "specialized" in text:
-        broken = "".join(f"\n{entry}" for entry in text.splitlines() if entry.startswith(("  - ", "  * ")))
-        hint = (
-            f"{broken}\nCheck dynamic_shapes: a size that the model fixes (or divides by) cannot be declared dynamic "
-            "like this."
-        )
-    return f"torch.export cannot trace {type(model).__name__}{where}: {first}{hint}"
-
-
-def _place(model: nn.Module, failure: Exception) -> tuple[str, str]:
-    """The innermost layer that an exception came through, and the last line of the user's own code."""
-    names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
-    layer, line = "", ""
-    for frame, number in traceback.walk_tb(failure.__traceback__):
-        file = frame.f_code.co_filename
-        layer = names.get(id(frame.f_locals.get("self")), layer)
-        if layer and not file.startswith((torch.__path__[0], "<")):
-            line = f"{os.path.basename(file)}:{number}"
-    return layer, line
-
-
 def from_exported_program(
     program: ExportedProgram, name: str = "model", dimension_names: Mapping[str, str] | None = None
 ) -> Graph:
@@ -156,6 +120,7 @@ def from_exported_program(
             f"the model writes to {', '.join(repr(item) for item in mutated)} while it runs; graphc compiles pure "
             "functions: return the new state as an output and pass it in again"
         )
+    check_operators(program)
     translate = _Symbols(program, dimension_names or {})
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     stored: dict[Any, str] = {}
@@ -173,7 +138,7 @@ def from_exported_program(
                 constants.append(None if is_tensor else value)
                 _check_constant(constants[-1], f"input '{node.name}'")
                 values[node] = graph.add_input(node.name, translate.type(value, node.name)) if is_tensor else value
-            else:
+            elif node.users:
                 tensor = _stored_tensor(program, str(spec.target))
                 key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
                 target = stored.setdefault(key, str(spec.target)) if tensor.numel() else str(spec.target)
@@ -184,7 +149,7 @@ def from_exported_program(
         elif node.op == "call_function":
             if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
                 values[node] = translate.expression(value)
-            elif not any(check in str(node.target) for check in _CHECKS):
+            elif not is_check(node):
                 values[node] = _copy(graph, node, values, translate)
         elif node.op == "output":
             results = [values[item] if isinstance(item, fx.Node) else item for item in node.args[0]]
@@ -226,20 +191,13 @@ def _copy(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], translate:
     args = fx.map_arg(node.args, values.__getitem__)
     kwargs = fx.map_arg(node.kwargs, values.__getitem__)
     copy = graph.fx.create_node("call_function", node.target, args, kwargs, name=node.name)
-    copy.meta.update(path=_module_path(node), group=None)
+    copy.meta.update(path=module_path(node), group=None)
     value = node.meta["val"]
     # For operators with several results torch's tracer and its shape rules may differ: the rules count.
     copy.meta["type"] = (
         translate.type(value, node.name) if isinstance(value, torch.Tensor) else infer(copy, graph.symbols)
     )
     return copy
-
-
-def _module_path(node: fx.Node) -> str:
-    """The user's module path of a node: "layer1.0.conv1"."""
-    stack = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-    path = stack[-1] if stack and not stack[-1].startswith("_empty_nn_module_stack") else ""
-    return str(path).replace("L['self']", "").replace("['", ".").replace("']", "").lstrip(".")
 
 
 def _symbols_of(value: Any) -> Iterator[sympy.Symbol]:
