@@ -26,9 +26,9 @@ def size_text(size: Size) -> str:
 def parse_size(text: str) -> Size:
     """The size of a text such as "4", "batch" or "(batch//2) + 1". Raises ParseError."""
     text = text.strip()
-    if text.isascii() and text.isdigit():
-        return int(text)
     try:
+        if text.isascii() and text.isdigit():
+            return int(text)
         found = sympy.sympify(_build(ast.parse(text, mode="eval").body, text))
     except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
         raise ParseError(f"'{text}' is no size") from None

@@ -13,10 +13,11 @@ from graphc.operators.inference import infer
 def verify(graph: Graph) -> None:
     """Raise VerificationError, which quotes the node, unless
 
-    - every operator is a functional ATen or graphc overload (no in-place operators, no Python functions),
+    - every operator is a functional ATen or graphc overload (no in-place operators, no Python functions), its
+      arguments given by place wherever the schema allows,
     - every value is defined before it is used, and names are unique,
     - every recorded type is what the operator's shape rule says, every weight's what its tensor says,
-    - every symbol in a type is declared,
+    - every symbol in a type is declared, with a range from 1,
     - fused groups are convex: no path leaves a group and comes back.
     """
     seen: set[fx.Node] = set()
@@ -33,7 +34,10 @@ def verify(graph: Graph) -> None:
             results = node.args[0]
             if node is not graph.output:
                 raise _wrong(node, "is not the last node")
-            if not isinstance(results, tuple) or len(results) != graph.outputs.size:
+            tensors = isinstance(results, tuple) and all(
+                isinstance(result, fx.Node) and isinstance(result.meta["type"], TensorType) for result in results
+            )
+            if not tensors or len(results) != graph.outputs.size:  # type: ignore[arg-type]
                 raise _wrong(node, f"must return the {graph.outputs.size} tensors of the graph's structure")
             continue
         _check_type(graph, node)
@@ -41,6 +45,9 @@ def verify(graph: Graph) -> None:
         raise VerificationError(f"graph '{graph.name}' does not end with its output")
     if len(graph.placeholders) != graph.inputs.size:
         raise VerificationError(f"graph '{graph.name}' has other inputs than its structure says")
+    for name, known in graph.symbols.items():
+        if not 1 <= known.minimum <= known.maximum:
+            raise VerificationError(f"size '{name}' cannot lie in [{known.minimum}, {known.maximum}]")
     _check_groups(graph)
 
 
@@ -62,6 +69,9 @@ def _check_type(graph: Graph, node: fx.Node) -> None:
         if isinstance(node.target, OpOverload):
             if node.target._schema.is_mutable:
                 raise _wrong(node, f"calls {node.target}, which writes to its argument")
+            for argument in node.target._schema.arguments if node.kwargs else ():
+                if argument.name in node.kwargs and not argument.kwarg_only:
+                    raise _wrong(node, f"gives '{argument.name}' by keyword, which {node.target} takes by place")
         elif not is_item(node):
             raise _wrong(node, f"calls {node.target}, which is no operator")
         expected = infer(node, graph.symbols)

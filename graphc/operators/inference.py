@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -112,6 +113,13 @@ class _Sizes:
     def _empty(self, kind: TensorType) -> torch.Tensor:
         return torch.empty(self.enter(kind.shape), dtype=kind.dtype, device=self.device)
 
+    def check_free(self) -> None:
+        """Raise ValueError where the rule holds for one value of a dynamic size only: it met a size it must equal."""
+        for own, known in self.outward.items():
+            if own in self.environment.replacements:
+                fixed = self.environment.replacements[own].subs(self.outward)
+                raise ValueError(f"'{known}' is dynamic, but would have to be {fixed}")
+
     def leave(self, tensor: torch.Tensor) -> TensorType:
         """The type of a result, in the graph's symbols."""
         from graphc.graph import TensorType
@@ -122,13 +130,18 @@ class _Sizes:
 
 def _infer(node: fx.Node, symbols: Mapping[str, SymbolRange]) -> NodeType:
     sizes = _Sizes(node, symbols)
+    disabled = logging.root.manager.disable
     try:
+        logging.disable(logging.CRITICAL)  # torch logs a traceback before it raises
         with sizes.mode, sizes.dispatcher:
             value = node.target(*sizes.enter(node.args), **sizes.enter(dict(node.kwargs)))  # type: ignore[operator]
+        sizes.check_free()
     except Exception as error:
         where = f" (layer '{node.meta.get('path')}')" if node.meta.get("path") else ""
         types = ", ".join(f"%{used.name}: {used.meta['type']}" for used in node.all_input_nodes)
         raise VerificationError(f"%{node.name} = {node.target}{where} cannot take {types}: {error}") from error
+    finally:
+        logging.disable(disabled)
     if isinstance(value, torch.Tensor):
         return sizes.leave(value)
     return tuple(sizes.leave(item) for item in value)
