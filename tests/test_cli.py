@@ -6,11 +6,13 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -164,6 +166,22 @@ def test_compile_an_exported_program_keeps_its_dynamic_sizes(run: Graphc) -> Non
     assert graphc.load("x.graphc").run(np.ones((7, 4), np.float32)).shape == (7, 3)
 
 
+def test_compile_an_onnx_file(run: Graphc) -> None:
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=(2, 3))
+    relu = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([relu], "small", [value("x")], [value("y")])
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), "small.onnx")
+    assert run("compile", "small.onnx", "-o", "x.graphc").out.startswith("output")
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(graphc.load("x.graphc").run(x), np.maximum(x, 0))
+
+
+def test_compile_looks_at_the_output_first(run: Graphc) -> None:
+    result = run("compile", "models.py:broken", "-o", "absent/x.graphc")
+    assert result.status == 1 and "absent" in result.err and "no such weights" not in result.err
+
+
 def test_compile_int8_by_name_with_dumps(run: Graphc) -> None:
     arrays = {"right": np.full((8, 3), 2, np.float32), "left": np.ones((8, 3), np.float32)}
     np.savez("calibration.npz", **arrays)
@@ -235,6 +253,8 @@ def test_the_command_line_wins_over_a_toml_file(run: Graphc) -> None:
         ('{"tarket": "host"}', "tarket"),
         ('{"seed": "often"}', "often"),
         ('{"seed": {"a": 1}}', "seed"),
+        ('{"target": ["host", "arm64"]}', "target"),
+        ('{"drift": "no"}', "drift"),
         ("[1]", "table"),
         ("{", "run.json"),
     ],

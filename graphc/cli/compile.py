@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
 from graphc import container
 from graphc.artifact import Artifact
@@ -21,6 +22,7 @@ from graphc.cli import arrays
 from graphc.cli.configuration import Configuration, resolve
 from graphc.cli.numbers import positive
 from graphc.cli.output import print_columns, print_json
+from graphc.errors import ArtifactError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
         content = json.dumps(dataclasses.asdict(configuration), indent=2) + "\n"
         container.write(given["write_config"], content.encode())
 
+    folder = Path(configuration.output).resolve().parent
+    if not folder.is_dir():  # known before the work, not after it
+        raise ArtifactError(f"cannot write the artifact '{configuration.output}': there is no folder '{folder}'")
     start = time.perf_counter()
     artifact = _compile(configuration, arguments.verbose)
     artifact.save(configuration.output)

@@ -62,6 +62,8 @@ def _options(path: str, parser: argparse.ArgumentParser) -> list[str]:
         parser.error(f"the configuration '{path}' has the unknown keys {', '.join(unknown)}; known: {', '.join(NAMES)}")
     options: list[str] = []
     for name, value in values.items():
+        if isinstance(value, dict) or (isinstance(value, list) and name != "shape"):
+            parser.error(f"the configuration '{path}' has a {type(value).__name__} for '{name}'; expected one value")
         flag = f"--{name.replace('_', '-')}"
         if name == "model":
             options += [] if value is None else [str(value)]

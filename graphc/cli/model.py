@@ -13,7 +13,8 @@ import torch
 
 import graphc
 from graphc.errors import CaptureError
-from graphc.graph import DTYPES, Graph
+from graphc.graph import Graph
+from graphc.tensor_type import DTYPES
 
 
 def trace(model: str, shapes: Sequence[str]) -> Graph:
