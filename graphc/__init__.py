@@ -21,7 +21,7 @@ _HOME = {
     "Pipeline": "graphc.pipeline",
     "Report": "graphc.report",
     "Target": "graphc.target",
-    "TensorType": "graphc.graph",
+    "TensorType": "graphc.tensor_type",
     "compile": "graphc.compiler",
     "dump": "graphc.text",
     "load": "graphc.artifact",
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from graphc.errors import GraphcError as GraphcError
     from graphc.frontends import trace as trace
     from graphc.graph import Graph as Graph
-    from graphc.graph import TensorType as TensorType
     from graphc.pipeline import Pass as Pass
     from graphc.pipeline import PassContext as PassContext
     from graphc.pipeline import Pipeline as Pipeline
     from graphc.report import Report as Report
     from graphc.target import Target as Target
+    from graphc.tensor_type import TensorType as TensorType
     from graphc.text import dump as dump
     from graphc.text import parse as parse
     from graphc.verifier import verify as verify

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from graphc.errors import CalibrationError, InputError
-from graphc.graph import Graph, TensorType
+from graphc.graph import Graph
+from graphc.tensor_type import TensorType
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 BINS = 2048

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import fx
 
-from graphc.graph import Graph, Size, evaluate, symbol
+from graphc.graph import Graph
+from graphc.tensor_type import Size, evaluate, symbol
 
 aten = torch.ops.aten
 _CONVOLUTIONS = (aten.convolution.default, torch.ops.graphc.integer_convolution.default)

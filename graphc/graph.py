@@ -17,73 +17,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any, TypeAlias
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
 from graphc.errors import InputError
+from graphc.operators.inference import infer
 from graphc.structure import Structure
-
-Size: TypeAlias = "int | sympy.Expr"
-
-DTYPES: dict[str, torch.dtype] = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """Shape and dtype of a value; a size is an int or a sympy expression over the graph's symbols."""
-
-    shape: tuple[Size, ...]
-    dtype: torch.dtype
-
-    def __str__(self) -> str:
-        return f"{DTYPE_NAMES[self.dtype]}[{', '.join(str(size) for size in self.shape)}]"
-
-    @staticmethod
-    def of(tensor: torch.Tensor) -> TensorType:
-        """The type of a tensor; symbolic sizes (torch.SymInt) become sympy expressions."""
-        return TensorType(tuple(_plain_size(size) for size in tensor.shape), tensor.dtype)
-
+from graphc.tensor_type import SymbolRange, TensorType, evaluate
 
 _VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
-
-NodeType: TypeAlias = "TensorType | tuple[TensorType, ...]"
-
-
-def _plain_size(size: Any) -> Size:
-    if isinstance(size, torch.SymInt):
-        expression = size.node.expr
-        return int(expression) if expression.is_Integer else expression
-    return int(size)
-
-
-@dataclass(frozen=True)
-class SymbolRange:
-    """Inclusive range of a dynamic size."""
-
-    minimum: int
-    maximum: int
-
-
-def symbol(name: str) -> sympy.Symbol:
-    """The sympy symbol of a dynamic size: a positive integer."""
-    return sympy.Symbol(name, integer=True, positive=True)
 
 
 class Graph:
@@ -153,8 +99,6 @@ class Graph:
 
         The provenance is that of the `at(node)` block around the call.
         """
-        from graphc.operators.inference import infer
-
         node = self.fx.create_node("call_function", target, args, kwargs, name=name)
         node.meta.update(path=self._path, group=None)
         node.meta["type"] = infer(node, self.symbols)
@@ -285,15 +229,6 @@ def concrete(arguments: Any, value: Callable[[fx.Node], Any], sizes: Mapping[sym
     if isinstance(arguments, sympy.Expr):
         return evaluate(arguments, sizes)
     return arguments
-
-
-def evaluate(size: Size, sizes: Mapping[sympy.Symbol, Any]) -> Any:
-    """A size with the symbols' values put in."""
-    if isinstance(size, int):
-        return size
-    if isinstance(size, sympy.Symbol):
-        return sizes[size]
-    return int(size.subs(sizes))
 
 
 def identifier(name: str) -> str:

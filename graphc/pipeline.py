@@ -14,8 +14,9 @@ import pkgutil
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -103,25 +104,44 @@ class Pipeline:
     def run(self, graph: Graph, ctx: PassContext | None = None, watch: Iterable[Watch] = ()) -> Graph:
         """Run all passes; each result is verified, then shown to every watcher as `watch(step, before, after)`.
 
-        Raises what a pass raises for the user (GraphcError) as it is, anything else as PassError, and
-        VerificationError that names the pass whose result is wrong; `error.before` is the graph that it was given.
+        Raises what a pass raises for the user (GraphcError) as it is. A pass that fails in another way, whose result is
+        wrong or that a watcher finds wrong (VerificationError) is a PassFailure that names it.
         """
         ctx = ctx or PassContext()
         watchers = tuple(watch)
         for index, item in enumerate(self.passes, 1):
-            random.seed(ctx.seed)
-            torch.manual_seed(ctx.seed)
             before, start = graph, time.perf_counter()
             try:
-                graph = item.run(before, ctx)
+                with _seeded(ctx.seed):
+                    graph = item.run(before, ctx)
                 if graph is not before:
                     verify(graph)
-                step = Step(index, len(self.passes), item, time.perf_counter() - start)
-                for watcher in watchers:
-                    watcher(step, before, graph)
+            except VerificationError as error:
+                raise PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before) from error
+            except GraphcError:
+                raise
             except Exception as error:
-                raise _blame(item, before, error) from error
+                raise PassFailure(f"pass '{item}' failed: {type(error).__name__}: {error}", item, before) from error
+            step = Step(index, len(self.passes), item, time.perf_counter() - start)
+            for watcher in watchers:
+                try:
+                    watcher(step, before, graph)
+                except VerificationError as error:
+                    raise PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before) from error
         return graph
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The same random numbers for each pass; the user's own go on afterwards as if nothing had happened."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 class PassFailure(PassError):
@@ -131,14 +151,6 @@ class PassFailure(PassError):
         super().__init__(message)
         self.applied = applied
         self.before = before
-
-
-def _blame(item: Pass, before: Graph, error: Exception) -> GraphcError:
-    if isinstance(error, VerificationError):
-        return PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before)
-    if isinstance(error, GraphcError):
-        return error
-    return PassFailure(f"pass '{item}' failed: {type(error).__name__}: {error}", item, before)
 
 
 # -- the registry: a file's name is its pass's name -----------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from graphc.graph import Graph, TensorType, evaluate, symbol
+from graphc.graph import Graph
+from graphc.tensor_type import TensorType, evaluate, symbol
 
 
 def random_inputs(graph: Graph, seed: int = 0) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import sympy
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
 from graphc.errors import ParseError
-from graphc.graph import Size, symbol
+from graphc.tensor_type import Size, symbol
 
 _FUNCTIONS: dict[str, Any] = {"Mod": Mod, "PythonMod": PythonMod, "FloorDiv": FloorDiv, "Min": Min, "Max": Max}
 _LARGEST_POWER = 16  # a text must not ask for numbers that fill the memory

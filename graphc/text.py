@@ -39,9 +39,10 @@ from torch._ops import OpOverload
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphc.errors import ParseError
-from graphc.graph import DTYPE_NAMES, DTYPES, Graph, NodeType, SymbolRange, TensorType
+from graphc.graph import Graph
 from graphc.sizes import parse_size, size_text
 from graphc.structure import Structure
+from graphc.tensor_type import DTYPE_NAMES, DTYPES, NodeType, SymbolRange, TensorType
 
 _DIGESTS = WeakTensorKeyDictionary()
 

@@ -6,8 +6,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 from graphc.errors import VerificationError
-from graphc.graph import Graph, TensorType, is_item
+from graphc.graph import Graph, is_item
 from graphc.operators.inference import infer
+from graphc.tensor_type import TensorType
 
 
 def verify(graph: Graph) -> None:

@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class DriftRow:
-    """What a pass changed: signal-to-noise ratio in decibel and the largest absolute error, over all outputs."""
+    """What a pass changed: the least signal-to-noise ratio of an output, in decibel, and the largest absolute error."""
 
     name: str
     sqnr: float
@@ -86,18 +86,24 @@ class Drift:
 
 
 def drift(name: str, old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> DriftRow:
-    """Compare two lists of outputs. Equal NaN and infinities count as equal."""
-    signal = noise = worst = 0.0
-    for a, b in zip(old, new, strict=True):
-        left, right = a.to(torch.float64), b.to(torch.float64)
-        same = (left == right) | (left.isnan() & right.isnan())
-        error = torch.where(same, 0.0, (left - right).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
-        finite = left.nan_to_num(0.0, 0.0, 0.0)
-        signal += float((finite**2).sum())
-        noise += float((error**2).sum())
-        worst = max(worst, float(error.max()) if error.numel() else 0.0)
-    sqnr = math.inf if noise == 0 else (-math.inf if signal == 0 else 10 * math.log10(signal / noise))
-    return DriftRow(name, sqnr, worst)
+    """Compare two lists of outputs; the worst of them counts. Equal NaN and infinities count as equal."""
+    rows = [_drift(name, a.to(torch.float64), b.to(torch.float64)) for a, b in zip(old, new, strict=True)]
+    return DriftRow(
+        name, min((row.sqnr for row in rows), default=math.inf), max((r.max_error for r in rows), default=0.0)
+    )
+
+
+def _drift(name: str, old: torch.Tensor, new: torch.Tensor) -> DriftRow:
+    if old.shape != new.shape:
+        return DriftRow(name, -math.inf, math.inf)
+    same = (old == new) | (old.isnan() & new.isnan())
+    error = torch.where(same, 0.0, (old - new).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    signal = float((old.nan_to_num(0.0, 0.0, 0.0) ** 2).sum())
+    noise = float((error**2).sum())
+    if noise == 0:
+        return DriftRow(name, math.inf, 0.0)
+    ratio = signal / noise
+    return DriftRow(name, 10 * math.log10(ratio) if ratio else -math.inf, float(error.max()))
 
 
 @dataclass

@@ -34,8 +34,9 @@ import sympy
 import torch
 from torch import fx
 
-from graphc.graph import Graph, TensorType, arguments, is_item
+from graphc.graph import Graph, arguments, is_item
 from graphc.pipeline import Pass, PassContext
+from graphc.tensor_type import TensorType
 
 aten = torch.ops.aten
 

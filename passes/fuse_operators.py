@@ -34,8 +34,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from graphc.graph import Graph, TensorType, is_item
+from graphc.graph import Graph, is_item
 from graphc.pipeline import Pass, PassContext
+from graphc.tensor_type import TensorType
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ import pytest
 from torch.utils._sympy.functions import FloorDiv, Max
 
 from graphc.errors import ParseError
-from graphc.graph import symbol
 from graphc.sizes import parse_size, size_text
+from graphc.tensor_type import symbol
 
 a, b = symbol("a"), symbol("b")
 

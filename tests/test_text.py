@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 import graphc
 from graphc.errors import GraphcError, ParseError, VerificationError
-from graphc.graph import DTYPES, Graph, SymbolRange, TensorType, symbol
+from graphc.graph import Graph
 from graphc.pipeline import PRESETS, PassContext, Pipeline
 from graphc.sizes import parse_size
 from graphc.structure import Structure
+from graphc.tensor_type import DTYPES, SymbolRange, TensorType, symbol
 from graphc.text import digest, dump, parse, read, save
 from graphc.verifier import verify
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from graphc.errors import VerificationError
-from graphc.graph import Graph, SymbolRange, TensorType, symbol
+from graphc.graph import Graph
 from graphc.structure import Structure
+from graphc.tensor_type import SymbolRange, TensorType, symbol
 from graphc.verifier import verify
 
 aten = torch.ops.aten

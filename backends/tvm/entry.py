@@ -9,7 +9,7 @@ from typing import Any
 
 from graphc.backends.tvm.kernel import Kernel
 from graphc.backends.tvm.sizes import c_text
-from graphc.graph import Size, SymbolRange, TensorType
+from graphc.tensor_type import Size, SymbolRange, TensorType
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.kernel import Expr, Index, KernelBuilder, integer
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 IndexFunction = Callable[["At", dict[str, Any], "Index", fx.Node], Expr]
 

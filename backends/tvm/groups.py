@@ -57,12 +57,16 @@ def operators(graph: Graph) -> list[fx.Node]:
 
 
 def weights_only(graph: Graph) -> set[fx.Node]:
-    """Operators that depend on nothing but weights, and on no dynamic size: computed once, at load."""
+    """Operators that depend on nothing but weights, and on no dynamic size: computed once, at load.
+
+    A result of the graph is none of them: outputs exist during a run only.
+    """
     known: set[fx.Node] = set()
+    results = set(graph.output.args[0])  # type: ignore[arg-type]
     for node in graph:
         if node.op == "get_attr":
             known.add(node)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and node not in results:
             kinds = node.meta["type"]
             fixed = all(
                 isinstance(s, int) for kind in (kinds if isinstance(kinds, tuple) else [kinds]) for s in kind.shape

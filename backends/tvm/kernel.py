@@ -24,7 +24,7 @@ from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.operations import dtype_of, shape_of
 from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.sizes import Ranges
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 Expr: TypeAlias = Any  # tvm.ir.Expr; TVM ships no types
 Index: TypeAlias = "Sequence[Expr]"

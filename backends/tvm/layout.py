@@ -18,7 +18,8 @@ from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.pointwise import CONVERSIONS
 from graphc.backends.tvm.sizes import contiguous, simplify
 from graphc.backends.tvm.views import VIEWS
-from graphc.graph import Graph, Size
+from graphc.graph import Graph
+from graphc.tensor_type import Size
 
 CHANNELS_LAST = frozenset(
     {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 # Below this many element operations, waking threads costs more than it saves.
 PARALLEL_WORK = 1 << 15

@@ -25,9 +25,10 @@ from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_o
 from graphc.backends.tvm.sizes import Ranges, product, simplify
 from graphc.backends.tvm.templates import select, unsupported
 from graphc.errors import Unsupported, UnsupportedOperatorError
-from graphc.graph import DTYPE_NAMES, Graph, Size, TensorType
+from graphc.graph import Graph
 from graphc.program import Program
 from graphc.target import Target
+from graphc.tensor_type import DTYPE_NAMES, Size, TensorType
 
 Progress = Callable[[str, int, int], None]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphc.graph import Size, TensorType
+from graphc.tensor_type import Size, TensorType
 
 # torch dtype -> TVM's name of the type in expressions; booleans are stored as bytes.
 TVM_DTYPES = {

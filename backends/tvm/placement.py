@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from graphc.backends.tvm import mathematics as m
 from graphc.backends.tvm.evaluate import constant
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest, vector_loop
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.mathematics import to_integer
 from graphc.backends.tvm.operations import shape_of
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 
 def _scale(args: dict[str, Any], dim: int) -> float | None:

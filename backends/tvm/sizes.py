@@ -12,7 +12,7 @@ import sympy
 from torch.utils._sympy.functions import CeilDiv, CleanDiv, FloorDiv, IntTrueDiv, Mod, PythonMod
 
 from graphc.errors import GraphcError
-from graphc.graph import Size, SymbolRange
+from graphc.tensor_type import Size, SymbolRange
 
 Fold: TypeAlias = Callable[[str, Sequence[Any]], Any]
 

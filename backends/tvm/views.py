@@ -14,7 +14,7 @@ from graphc.backends.tvm.evaluate import At, constant, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.mathematics import equal
 from graphc.backends.tvm.operations import SPLITS, dtype_of, name_of, rank_of, shape_of
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 Strides = tuple[Size, ...]
 # Of a view's arguments, shape and dtype, and its input's strides: offset and strides of the result, None if there are none.

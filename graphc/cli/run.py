@@ -105,9 +105,8 @@ def _random(artifact: Artifact) -> list[NDArray[Any]]:
 def _size(size: int | str, sizes: Mapping[str, int]) -> int:
     if isinstance(size, int) or size in sizes:
         return sizes[size] if isinstance(size, str) else size
-    from graphc.graph import symbol  # a size such as "2*batch" needs sympy, and this module torch
     from graphc.sizes import parse_size
-    from graphc.tensor_type import evaluate
+    from graphc.tensor_type import evaluate, symbol  # a size such as "2*batch" needs sympy, and this module torch
 
     return int(evaluate(parse_size(size), {symbol(name): value for name, value in sizes.items()}))
 

@@ -30,7 +30,8 @@ from graphc import __version__
 from graphc.errors import Unsupported, UnsupportedOperatorError
 from graphc.exporters.onnx_forms import FORMS
 from graphc.exporters.onnx_functions import DOMAIN, OPSET, function
-from graphc.graph import Graph, Size, symbol
+from graphc.graph import Graph
+from graphc.tensor_type import Size, symbol
 
 
 def export(graph: Graph, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:

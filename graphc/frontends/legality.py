@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from graphc.errors import Unsupported, UnsupportedOperatorError
 from graphc.frontends.provenance import module_path
-from graphc.graph import DTYPE_NAMES
+from graphc.tensor_type import DTYPE_NAMES
 
 _CHECKS = ("_assert", "sym_constrain")
 

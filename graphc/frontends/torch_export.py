@@ -21,9 +21,10 @@ from graphc.errors import CaptureError, GraphcError
 from graphc.frontends.dynamic_shapes import dimension_names, grown
 from graphc.frontends.legality import check_operators, is_check
 from graphc.frontends.provenance import explain, module_path
-from graphc.graph import DTYPE_NAMES, Graph, SymbolRange, TensorType, symbol
+from graphc.graph import Graph
 from graphc.operators.inference import infer
 from graphc.structure import Structure
+from graphc.tensor_type import DTYPE_NAMES, SymbolRange, TensorType, symbol
 
 aten = torch.ops.aten
 

@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sympy
 import torch
@@ -14,9 +14,7 @@ from torch import fx
 
 import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
 from graphc.errors import VerificationError
-
-if TYPE_CHECKING:
-    from graphc.graph import NodeType, SymbolRange, TensorType
+from graphc.tensor_type import NodeType, SymbolRange, TensorType
 
 _KNOWN: dict[Hashable, Any] = {}
 
@@ -122,8 +120,6 @@ class _Sizes:
 
     def leave(self, tensor: torch.Tensor) -> TensorType:
         """The type of a result, in the graph's symbols."""
-        from graphc.graph import TensorType
-
         kind = TensorType.of(tensor)
         return TensorType(tuple(s if isinstance(s, int) else s.subs(self.outward) for s in kind.shape), kind.dtype)
 

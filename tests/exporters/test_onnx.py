@@ -20,10 +20,11 @@ from graphc.errors import UnsupportedOperatorError
 from graphc.exporters.onnx import export
 from graphc.exporters.onnx_forms import FORMS
 from graphc.exporters.onnx_functions import NAMES, function
-from graphc.graph import Graph, TensorType
+from graphc.graph import Graph
 from graphc.operators import __all__ as operators
 from graphc.pipeline import PassContext, pipeline
 from graphc.structure import Structure
+from graphc.tensor_type import TensorType
 from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS
 

@@ -25,8 +25,9 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators of PT2E
 from torch import Tensor
 
-from graphc.graph import DTYPES, Graph, symbol
+from graphc.graph import Graph
 from graphc.pipeline import PassContext, Pipeline
+from graphc.tensor_type import DTYPES, symbol
 from graphc.text import digest, dump, parse
 from graphc.verifier import verify
 

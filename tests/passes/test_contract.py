@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from graphc.graph import TensorType
 from graphc.pipeline import PRESETS, PassContext, Pipeline, find_pass, pass_names
+from graphc.tensor_type import TensorType
 from graphc.text import dump, parse
 from graphc.verifier import verify
 

@@ -33,7 +33,7 @@ from graphc.backends.tvm.templates import (
     reduction,
     scan,
 )
-from graphc.graph import TensorType
+from graphc.tensor_type import TensorType
 
 
 class Template(Protocol):

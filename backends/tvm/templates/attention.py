@@ -29,7 +29,7 @@ from graphc.backends.tvm.templates.matrix_product import left_view
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import Product, emit_tile, narrowed, store_result, strips, tile_shape
 from graphc.backends.tvm.templates.right_operand import RightOperand
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "attention"
 OPERATORS = ("aten.scaled_dot_product_attention.default",)
@@ -104,7 +104,19 @@ def emit(group: Group, k: KernelBuilder) -> None:
                 index = [integer(0) if size == 1 else i for size, i in zip(outer, batch, strict=True)]
                 return source.offset([*index, x, integer(0)])
 
-            _panels(k, toward_keys, source.buffer, packed_keys, keys.matrix(batch), positions, depth, query_row, store_score, first, columns)
+            _panels(
+                k,
+                toward_keys,
+                source.buffer,
+                packed_keys,
+                keys.matrix(batch),
+                positions,
+                depth,
+                query_row,
+                store_score,
+                first,
+                columns,
+            )
             factors = k.local(columns, "float32")
             with k.loop(columns) as row:
                 T.buffer_store(factors, _exponentials(k, scores, row * count, count), [row])
@@ -115,7 +127,19 @@ def emit(group: Group, k: KernelBuilder) -> None:
             def store(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
                 store_result(group, k, [*batch, x, n], total * factors[x - first])
 
-            _panels(k, toward_values, scores, packed_values, values.matrix(batch), width, positions, score_row, store, first, columns)
+            _panels(
+                k,
+                toward_values,
+                scores,
+                packed_values,
+                values.matrix(batch),
+                width,
+                positions,
+                score_row,
+                store,
+                first,
+                columns,
+            )
 
 
 def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Expr) -> Expr:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At
@@ -15,7 +14,7 @@ from graphc.backends.tvm.operations import arguments, dtype_of, name_of, operand
 from graphc.backends.tvm.pointwise import POINTWISE
 from graphc.backends.tvm.templates.elementwise import COST, vector_lanes
 from graphc.backends.tvm.views import dim_of
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "concatenation"
 OPERATORS: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "convolution"
 OPERATORS = ("aten.convolution.default", "graphc.integer_convolution.default")
@@ -177,7 +177,7 @@ def source_image(
     strides = k.strides(g.x)
     batch, channel, *_, column = strides
     row = strides[2] if len(strides) == 4 else 0
-    fits = mac.reads(dtype_of(g.x)) and run % mac.depth == 0 and (channel == 1 or mac.depth == 1 and not joined)
+    fits = mac.reads(dtype_of(g.x)) and run % mac.depth == 0 and (channel == 1 or (mac.depth == 1 and not joined))
     in_line = not joined or g.kernel[1] == 1 or column == g.channels
     if g.x not in group.nodes and not g.needs_padding and channel == 1 and fits and in_line:
         view = k.tensor(g.x)

@@ -13,7 +13,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
-from graphc.backends.tvm.operations import arguments, name_of, rank_of
+from graphc.backends.tvm.operations import name_of, rank_of
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import convolution
 from graphc.backends.tvm.templates.convolution import Geometry, source_image

@@ -21,7 +21,7 @@ from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, operands, rank_of, shape_of
 from graphc.backends.tvm.sizes import product, simplify
 from graphc.backends.tvm.views import GUARDED
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "elementwise"
 OPERATORS: tuple[str, ...] = ()

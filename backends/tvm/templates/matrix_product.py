@@ -22,7 +22,7 @@ from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "matrix product"
 

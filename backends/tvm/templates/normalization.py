@@ -16,14 +16,14 @@ from graphc.backends.tvm import mathematics as m
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest, vector_loop
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
 from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.register_tile import store_result
 from graphc.backends.tvm.views import dim_of
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "normalization"
 LAYER_NORMS = ("aten.layer_norm.default", "aten.native_layer_norm.default#0")
@@ -117,7 +117,10 @@ def _standardize(
     centred: bool,
     scale: Callable[[list[Expr], Expr], Expr],
 ) -> None:
-    """(x - mean) / sqrt(variance + eps), the mean 0 where not `centred`; two passes, so that nothing cancels."""
+    """(x - mean) / sqrt(variance + eps), the mean 0 where not `centred`.
+
+    In two passes, and relative to the row's first element, so that a large mean costs no digits.
+    """
     lanes = k.isa.lanes("float32")
     extents = _extents(k, columns)
     count = product(columns)
@@ -125,8 +128,12 @@ def _standardize(
     def row(position: list[Expr]) -> None:
         number = T.cast(k.size(count), "float32")
 
+        zero = [integer(0)] * len(columns)
+        origin = At(k, group.nodes)(x, join(position, zero)) if centred else T.float32(0.0)
+
         def read(column: list[Expr]) -> Expr:
-            return At(k, group.nodes)(x, join(position, column))
+            value = At(k, group.nodes)(x, join(position, column))
+            return value - origin if centred else value
 
         mean = T.Bind(by_row(k, extents, SUM, "float32", read, lanes) / number) if centred else T.float32(0.0)
 
@@ -154,7 +161,11 @@ def _group_norm(group: Group, k: KernelBuilder, x: fx.Node, args: dict[str, Any]
     weight, bias = args["weight"], args["bias"]
 
     def join(row: list[Expr], column: list[Expr]) -> list[Expr]:
-        return [row[0], row[1] * size + column[-1], *column[:-1]] if last else [row[0], row[1] * size + column[0], *column[1:]]
+        return (
+            [row[0], row[1] * size + column[-1], *column[:-1]]
+            if last
+            else [row[0], row[1] * size + column[0], *column[1:]]
+        )
 
     # The channels come last where they lie next to each other.
     last = x not in group.nodes and k.strides(x)[1] == 1

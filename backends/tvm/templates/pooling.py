@@ -94,7 +94,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
         return T.cast(item, "int32") - args["x_zero"] if name == INTEGER_SUM else item
 
     def divisor(outer: list[Expr]) -> Expr:
-        if not adaptive and args["divisor_override"]:
+        if args.get("divisor_override"):
             return T.float32(args["divisor_override"])
         count = integer(1)
         for d, (first, past) in enumerate(window(outer)):

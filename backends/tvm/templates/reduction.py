@@ -21,7 +21,7 @@ from graphc.backends.tvm.pointwise import cast
 from graphc.backends.tvm.reducers import ALL, ANY, MAXIMUM, MINIMUM, PRODUCT, SUM, Reducer, by_columns, by_row
 from graphc.backends.tvm.sizes import contiguous, product
 from graphc.backends.tvm.templates.register_tile import store_result
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 NAME = "reduction"
 REDUCERS: dict[str, Reducer] = {

@@ -25,7 +25,7 @@ from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vecto
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 # A packed operand beyond this many bytes is read once, panel by panel, rather than once for each row of tiles.
 RESIDENT_BYTES = 1 << 19
@@ -164,9 +164,7 @@ def emit_product(
         sweep(number, left_edge, vertical, tile_height if whole else 1, columns)
 
 
-def strips(
-    k: KernelBuilder, width: Size, tile: int, whole: bool
-) -> list[tuple[Expr, Callable[[Expr], Expr], int]]:
+def strips(k: KernelBuilder, width: Size, tile: int, whole: bool) -> list[tuple[Expr, Callable[[Expr], Expr], int]]:
     """How tiles cover `width` columns: for each kind of tile how many, where the i-th begins, and its columns.
 
     `whole`: the width holds at least one tile. Then the last one overlaps the one before it rather than being smaller: a

@@ -18,7 +18,7 @@ from tvm.tirx.script import builder as T
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import emit_pack, pack, packed_elements
-from graphc.graph import Size
+from graphc.tensor_type import Size
 
 Element = Callable[[Any, Any, Any, Any], list[Any]]
 
