@@ -196,7 +196,7 @@ _ITEM = re.compile(rf'{_STRING}|[^,"\s]+')
 def parse_passes(spec: str) -> list[Pass]:
     """The passes of a spec string. Raises PassError for an unknown pass or option, or a value of another type."""
     passes: list[Pass] = []
-    at = 0
+    spec, at = spec.strip(), 0
     while at < len(spec):
         found = _SPEC.match(spec, at)
         if found is None:
@@ -219,6 +219,8 @@ def _build(kind: type[Pass], name: str, text: str) -> Pass:
         if key not in options:
             legal = ", ".join(options) or "none"
             raise PassError(f"pass '{name}' has no option '{key}'; its options: {legal}")
+        if key in values:
+            raise PassError(f"pass '{name}' has the option '{key}' twice")
         values[key] = _option_value(name, key, found["value"], options[key])
         at = found.end()
     return kind(**values)

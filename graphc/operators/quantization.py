@@ -35,8 +35,10 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, qmi
     """
     steps = torch.round(x / along(scale, axis, x.dim())).nan_to_num(nan=-torch.inf)
     zero = along(zero_point, axis, x.dim())
+    dtype = integer_dtype(qmin, qmax)
     # Clamped before the conversion, so that no float lies outside the integer's range.
-    return (steps.clamp(-(2.0**30), 2.0**30).to(torch.int32) + zero).clamp(qmin, qmax).to(integer_dtype(qmin, qmax))
+    wide, bound = (torch.int64, 2.0**40) if dtype == torch.int32 else (torch.int32, 2.0**30)
+    return (steps.clamp(-bound, bound).to(wide) + zero).clamp(qmin, qmax).to(dtype)
 
 
 @quantize.register_fake
@@ -107,5 +109,6 @@ def multiplier_and_shift(factor: Tensor) -> tuple[Tensor, Tensor]:
     carried = multiplier == 2**31  # a mantissa that rounds up to 1
     multiplier = torch.where(carried, multiplier // 2, multiplier)
     shift = 31 - exponent.to(torch.int64) - carried.to(torch.int64)
-    # A factor below 2^-31 times any 32-bit integer rounds to nought; the largest shift says just that.
+    # Below that range 30 bits times the factor round to nought, above it any integer but nought grows beyond 28 bits,
+    # past every 8-bit bound: the largest and the smallest shift say just that.
     return multiplier.to(torch.int32), shift.clamp(2, 62).to(torch.int32)
