@@ -96,8 +96,10 @@ def emit(group: Group, k: KernelBuilder) -> None:
                 if mask is not None:
                     index = broadcast([*batch, x, n], mask)
                     item = At(k, ())(mask, index)
-                    masked = T.Select(item, score, T.float32(-math.inf))
-                    score = masked if dtype_of(mask) == "bool" else score + item
+                    if dtype_of(mask) == "bool":
+                        score = T.Select(item, score, T.float32(-math.inf))
+                    else:
+                        score = score + item
                 T.buffer_store(scores, score, [(x - first) * count + n])
 
             def query_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:

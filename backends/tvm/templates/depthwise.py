@@ -13,7 +13,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
-from graphc.backends.tvm.operations import name_of, rank_of
+from graphc.backends.tvm.operations import dtype_of, name_of, rank_of
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import convolution
 from graphc.backends.tvm.templates.convolution import Geometry, source_image
@@ -47,7 +47,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     lanes = k.isa.lanes("float32")
     stored = "float32" if floating else "int8"
     # Channels are the columns of a product whose taps are its only sum: the packing is that of a matrix product.
-    packing = MultiplyAccumulate("depthwise", stored, stored, dtype, 1, lanes, 8, 1, lambda sums, a, b: sums)
+    packing = MultiplyAccumulate("depthwise", dtype_of(g.x), stored, dtype, 1, lanes, 8, 1, lambda sums, a, b: sums)
     image = source_image(group, k, g, packing, joined=False, run=g.channels)
 
     def element(matrix: Any, n: Any, tap: Any, j: Any) -> list[Any]:

@@ -99,15 +99,16 @@ def emit(group: Group, k: KernelBuilder) -> None:
     right_batch = right_shape[:-2]
 
     source = left_view(group, k, o.left, mac)
-    # Leading dimensions which the right operand does not have join the rows, where the left operand lies in line.
-    rows_from = max(len(outer) - 1, 0)
-    while rows_from > len(right_batch) and _in_line(source_strides(k, o, group), outer, rows_from):
-        rows_from -= 1
-    batch, rows = outer[:rows_from], outer[rows_from:]
-
     kept = [d for d in range(len(right_batch)) if right_batch[d] != 1 and k.strides(o.right)[d] != 0]
     matrices = product([right_batch[d] for d in kept])
     lead = len(result) - 2 - len(right_batch)  # batch dimensions of the result before those of the right operand
+
+    # Dimensions of the result that choose no matrix on the right join the rows, where the left operand lies in line.
+    rows_from = max(len(outer) - 1, 0)
+    lowest = max(0, lead + max(kept, default=-1) + 1)
+    while rows_from > lowest and _in_line(k, o, group, outer, rows_from):
+        rows_from -= 1
+    batch, rows = outer[:rows_from], outer[rows_from:]
 
     def matrix(position: list[Expr]) -> Expr:
         flat = integer(0)
@@ -158,15 +159,12 @@ def broadcast_to(index: list[Expr], shape: tuple[Size, ...]) -> list[Expr]:
     return [integer(0) if size == 1 else i for i, size in zip(index, shape, strict=True)]
 
 
-def source_strides(k: KernelBuilder, o: Operands, group: Group) -> tuple[Size, ...]:
-    """The left operand's strides: as it lies, or row-major where the kernel copies it."""
-    return k.strides(o.left) if o.left not in group.nodes else contiguous(shape_of(o.left))
-
-
-def _in_line(strides: tuple[Size, ...], outer: tuple[Size, ...], first: int) -> bool:
-    """Whether dimension first - 1 of the rows continues dimension `first` in memory."""
-    if len(strides) != len(outer) + 1:
+def _in_line(k: KernelBuilder, o: Operands, group: Group, outer: tuple[Size, ...], first: int) -> bool:
+    """Whether dimension first - 1 of the rows continues dimension `first` in the left operand's memory."""
+    shape = shape_of(o.left)
+    if shape[:-1] != outer:  # broadcast
         return False
+    strides = k.strides(o.left) if o.left not in group.nodes else contiguous(shape)
     return simplify(strides[first] * outer[first] - strides[first - 1]) == 0
 
 
