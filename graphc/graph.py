@@ -173,13 +173,14 @@ class Graph:
         sizes: dict[sympy.Symbol, int] = {}
         for node, value in zip(placeholders, leaves, strict=True):
             expected: TensorType = node.meta["type"]
+            # Another number of dimensions is told below.
             for size, actual in zip(expected.shape, value.shape, strict=False):
                 if isinstance(size, sympy.Symbol):
                     sizes.setdefault(size, int(actual))
         for node, value in zip(placeholders, leaves, strict=True):
             expected = node.meta["type"]
-            shape = tuple(evaluate(size, sizes) for size in expected.shape)
-            if tuple(value.shape) != shape or value.dtype != expected.dtype:
+            fits = value.dim() == len(expected.shape) and value.dtype == expected.dtype
+            if not fits or tuple(value.shape) != tuple(evaluate(size, sizes) for size in expected.shape):
                 raise InputError(f"input '{node.name}' must be {expected}, got {TensorType.of(value)}")
         for known, size in sizes.items():
             allowed = self.symbols[known.name]
@@ -190,8 +191,19 @@ class Graph:
 
     def run(self, *args: Any, observe: Callable[[fx.Node, Any], None] | None = None, **kwargs: Any) -> Any:
         """Run in PyTorch: the meaning of the graph. `observe(node, value)` sees each operator's result."""
-        results = self.run_flat([torch.as_tensor(leaf) for leaf in self.inputs.flatten_call(args, kwargs)], observe)
-        return self.outputs.unflatten(results)
+        return self.outputs.unflatten(self.run_flat(self.tensors(self.inputs.flatten_call(args, kwargs)), observe))
+
+    def tensors(self, leaves: Sequence[Any]) -> list[torch.Tensor]:
+        """Flat inputs as tensors, from whatever torch makes tensors of. Raises InputError that names the input."""
+        found: list[torch.Tensor] = []
+        for place, leaf in enumerate(leaves):
+            try:
+                found.append(torch.as_tensor(leaf))
+            except (TypeError, ValueError, RuntimeError) as error:
+                names = [node.name for node in self.placeholders]
+                name = names[place] if place < len(names) else str(place)
+                raise InputError(f"input '{name}' is no tensor, but a {type(leaf).__name__}: {error}") from None
+        return found
 
     def run_flat(
         self, leaves: Sequence[torch.Tensor], observe: Callable[[fx.Node, Any], None] | None = None

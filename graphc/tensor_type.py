@@ -34,7 +34,8 @@ class TensorType:
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{DTYPE_NAMES[self.dtype]}[{', '.join(str(size) for size in self.shape)}]"
+        dtype = DTYPE_NAMES.get(self.dtype, str(self.dtype).removeprefix("torch."))
+        return f"{dtype}[{', '.join(str(size) for size in self.shape)}]"
 
     @staticmethod
     def of(tensor: torch.Tensor) -> TensorType:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import graphc
 from graphc import pipeline as module
 from graphc.errors import CalibrationError, GraphcError, PassError
-from graphc.graph import Graph, TensorType
+from graphc.graph import Graph
 from graphc.pipeline import (
     PRESETS,
     Pass,
@@ -28,6 +28,7 @@ from graphc.pipeline import (
     pipeline,
 )
 from graphc.structure import Structure
+from graphc.tensor_type import TensorType
 from graphc.text import dump
 
 aten = torch.ops.aten

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from graphc.graph import Graph, TensorType
+from graphc.graph import Graph
 from graphc.pipeline import PRESETS, Pass, PassContext, PassFailure, Pipeline
 from graphc.structure import Structure
+from graphc.tensor_type import TensorType
 from graphc.text import dump, read
 from graphc.watch import Drift, DumpIR, Timing, drift
 
