@@ -94,16 +94,14 @@ def batches(graph: Graph, data: Iterable[Any] | None) -> list[list[Tensor]]:
     are cut to the size that the graph was traced with. Raises CalibrationError, with the number of the bad batch, for
     no data, NaN, infinities, or other shapes and dtypes.
     """
+    if data is not None and not isinstance(data, Iterable):
+        raise CalibrationError(f"the calibration data must be an iterable of batches, not a {type(data).__name__}")
     found: list[list[Tensor]] = []
-    for number, item in enumerate(data if data is not None else ()):
-        args, kwargs = (
-            ((), item) if isinstance(item, dict) else (item if isinstance(item, tuple | list) else (item,), {})
-        )
+    for number, item in enumerate(() if data is None else data):
         try:
-            leaves = [torch.as_tensor(leaf) for leaf in graph.inputs.flatten_call(tuple(args), kwargs)]
-        except InputError:
-            # (inputs, label) pairs of a data loader: the labels are of no use here.
-            leaves = [torch.as_tensor(leaf) for leaf in args[: graph.inputs.size]]
+            leaves = graph.tensors(_leaves(graph, item))
+        except InputError as error:
+            raise CalibrationError(f"calibration batch {number}: {error}") from None
         for piece in _cut(graph, leaves, number):
             try:
                 graph.bind(piece)
@@ -118,6 +116,19 @@ def batches(graph: Graph, data: Iterable[Any] | None) -> list[list[Tensor]]:
             "was already read gives nothing)"
         )
     return found
+
+
+def _leaves(graph: Graph, item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return graph.inputs.flatten_call((), item)
+    args = tuple(item) if isinstance(item, tuple | list) else (item,)
+    try:
+        return graph.inputs.flatten_call(args, {})
+    except InputError:
+        # (inputs, label) pairs of a data loader: the labels are of no use here.
+        if len(args) < graph.inputs.size:
+            raise
+        return list(args[: graph.inputs.size])
 
 
 def _cut(graph: Graph, leaves: Sequence[Tensor], number: int) -> list[list[Tensor]]:
