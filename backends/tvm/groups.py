@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphc.backends.tvm import gathers, integers, resampling  # noqa: F401  (enter their operators into the table)
+from graphc.backends.tvm import index_functions  # noqa: F401  (fills the tables)
 from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
+from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE
-from graphc.backends.tvm.views import VIEWS
 from graphc.graph import Graph, is_item
 
 

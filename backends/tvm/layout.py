@@ -13,11 +13,11 @@ from typing import Any
 from torch import fx
 
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.arithmetic import CONVERSIONS
+from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import arguments, consumers, name_of, rank_of, shape_of, type_of
 from graphc.backends.tvm.placement import Placement
-from graphc.backends.tvm.pointwise import CONVERSIONS
 from graphc.backends.tvm.sizes import contiguous, simplify
-from graphc.backends.tvm.views import VIEWS
 from graphc.graph import Graph
 from graphc.tensor_type import Size
 

@@ -4,8 +4,6 @@ Range reductions are the classical ones (Cody & Waite, Software Manual for the E
 polynomials were fitted for this file: Lawson's iteratively reweighted least squares over 4,000 Chebyshev points, which
 approaches the minimax polynomial, of the relative error of the function; coefficients rounded to float32, constant term
 first. Infinities, NaN and denormals come out as IEEE 754 says, unless a function states otherwise.
-
-Comparisons are ordered so that NaN survives: `T.max(a, x)` is `a > x ? a : x`, which gives x where x is NaN.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.kernel import Expr
+from graphc.backends.tvm.scalars import absolute, copy_sign, dtype, equal, number
 
 # (exp(r) - 1 - r) / r^2 on |r| <= ln(2)/2: relative error of exp 3e-9.
 _EXP = (0.4999999403953552, 0.1666651964187622, 0.04166839271783829, 0.008368780836462975, 0.0013814467238262296)
@@ -52,100 +50,12 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _ROUND = 12582912.0  # 1.5 * 2^23
 
 
-def dtype(x: Expr) -> str:
-    return str(x.ty.dtype)
-
-
-def is_float(x: Expr) -> bool:
-    return dtype(x).startswith("float")
-
-
-def number(x: Expr, value: float) -> Expr:
-    """A constant of x's type."""
-    kind = getattr(T, dtype(x))
-    return kind(value) if is_float(x) else kind(int(value))
-
-
 def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """Horner's scheme; `coefficients` from the constant term up."""
     result = number(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         result = result * x + number(x, coefficient)
     return result
-
-
-def round_half_even(x: Expr) -> Expr:
-    """The nearest whole number, as LLVM's own operation: TVM's is not vectorized."""
-    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.nearbyint"), x, dtype=dtype(x))
-
-
-def to_integer(x: Expr, kind: str) -> Expr:
-    """A float cut to an integer type, within its range. Through its bits: TVM's interval analysis of the index
-    arithmetic would otherwise follow the conversion into float expressions, which it cannot represent."""
-    bits = {"float32": "int32", "float64": "int64"}[dtype(x)]
-    return T.cast(T.reinterpret(dtype(x), T.reinterpret(bits, x)), kind)
-
-
-# -- choices -----------------------------------------------------------------------------------------
-
-
-def equal(a: Expr, b: Expr) -> Expr:
-    """a == b, as an expression: Python's own operator on expressions answers another question."""
-    return tirx.EQ(a, b)
-
-
-def unequal(a: Expr, b: Expr) -> Expr:
-    """a != b, true where either is NaN."""
-    return T.Or(tirx.NE(a, b), T.Or(is_nan(a), is_nan(b))) if is_float(a) else tirx.NE(a, b)
-
-
-def is_nan(x: Expr) -> Expr:
-    """By its bits: TVM's own test is not vectorized."""
-    bits, infinity = {"float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF0000000000000)}[dtype(x)]
-    return T.reinterpret(bits, absolute(x)) > getattr(T, bits)(infinity)
-
-
-def maximum(a: Expr, b: Expr) -> Expr:
-    """The larger; NaN where either is NaN."""
-    if not is_float(b) or hasattr(a, "value"):  # a constant is no NaN, and b's NaN survives
-        return T.max(a, b)
-    return T.Select(T.Or(a > b, is_nan(a)), a, b)
-
-
-def minimum(a: Expr, b: Expr) -> Expr:
-    """The smaller; NaN where either is NaN."""
-    if not is_float(b) or hasattr(a, "value"):
-        return T.min(a, b)
-    return T.Select(T.Or(a < b, is_nan(a)), a, b)
-
-
-def absolute(x: Expr) -> Expr:
-    if is_float(x):
-        bits = {"float32": ("int32", 0x7FFFFFFF), "float64": ("int64", 0x7FFFFFFFFFFFFFFF)}[dtype(x)]
-        return T.reinterpret(dtype(x), T.bitwise_and(T.reinterpret(bits[0], x), getattr(T, bits[0])(bits[1])))
-    return x if dtype(x).startswith("u") else T.max(x, -x)
-
-
-def sign(x: Expr) -> Expr:
-    """-1, 0 or 1; 0 where x is NaN."""
-    one, zero = number(x, 1), number(x, 0)
-    return T.Select(x > zero, one, T.Select(x < zero, zero - one, zero))
-
-
-def copy_sign(magnitude: Expr, x: Expr) -> Expr:
-    """A non-negative float32 with the sign of x."""
-    bits = T.bitwise_and(T.reinterpret("int32", x), T.int32(-(2**31)))
-    return T.reinterpret("float32", T.bitwise_or(T.reinterpret("int32", magnitude), bits))
-
-
-def nonzero(divisor: Expr) -> Expr:
-    """An integer divisor, 1 instead of 0: a division by zero must not stop the program."""
-    return T.Select(equal(divisor, number(divisor, 0)), number(divisor, 1), divisor)
-
-
-def differs(a: Expr, b: Expr) -> Expr:
-    """Exclusive or of truth values."""
-    return T.Or(T.And(a, T.Not(b)), T.And(T.Not(a), b))
 
 
 # -- exponentials ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import constant
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest, vector_loop
@@ -40,8 +40,8 @@ def highest(dtype: str) -> float | int:
 
 SUM = Reducer(lambda dtype: 0, lambda a, b: a + b)
 PRODUCT = Reducer(lambda dtype: 1, lambda a, b: a * b)
-MAXIMUM = Reducer(lowest, lambda a, b: m.maximum(b, a))
-MINIMUM = Reducer(highest, lambda a, b: m.minimum(b, a))
+MAXIMUM = Reducer(lowest, lambda a, b: scalars.maximum(b, a))
+MINIMUM = Reducer(highest, lambda a, b: scalars.minimum(b, a))
 ANY = Reducer(lambda dtype: 0, T.bitwise_or)
 ALL = Reducer(lambda dtype: 1, T.bitwise_and)
 

@@ -16,6 +16,7 @@ from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import At, broadcast
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
@@ -151,7 +152,9 @@ def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Exp
     shift = T.Bind(T.max(T.float32(-3.0e38), top))
     vector_loop(k, count, lanes, lambda i: T.buffer_store(scores, m.exp(scores[start + i] - shift), [start + i]))
     total = by_row(k, [count], SUM, "float32", lambda index: scores[start + index[0]], lanes)
-    return T.Select(total > T.float32(0.0), T.float32(1.0) / total, T.Select(m.is_nan(total), total, T.float32(0.0)))
+    return T.Select(
+        total > T.float32(0.0), T.float32(1.0) / total, T.Select(scalars.is_nan(total), total, T.float32(0.0))
+    )
 
 
 @dataclass(frozen=True)

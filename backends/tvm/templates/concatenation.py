@@ -6,6 +6,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.views import dim_of
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, Index, KernelBuilder, integer
 from graphc.backends.tvm.layout import memory_order
@@ -13,7 +14,6 @@ from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, operands, rank_of, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE
 from graphc.backends.tvm.templates.elementwise import COST, vector_lanes
-from graphc.backends.tvm.views import dim_of
 from graphc.tensor_type import Size
 
 NAME = "concatenation"

@@ -14,13 +14,13 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.moves import GUARDED
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.layout import memory_order
 from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, operands, rank_of, shape_of
 from graphc.backends.tvm.sizes import product, simplify
-from graphc.backends.tvm.views import GUARDED
 from graphc.tensor_type import Size
 
 NAME = "elementwise"

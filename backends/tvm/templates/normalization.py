@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 from graphc.backends.tvm import mathematics as m
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.views import dim_of
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest, vector_loop
@@ -22,7 +23,6 @@ from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of
 from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.register_tile import store_result
-from graphc.backends.tvm.views import dim_of
 from graphc.tensor_type import Size
 
 NAME = "normalization"

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import At, constant
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
@@ -117,7 +117,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
         value = cast(At(k, group.nodes)(x, index), dtype_of(x), kind)
         if name == NORM:
             value = T.Bind(value)
-            return value * value if order_of_norm == 2 else m.absolute(value)
+            return value * value if order_of_norm == 2 else scalars.absolute(value)
         return value
 
     def finish(index: list[Expr], total: Expr) -> None:
@@ -163,7 +163,7 @@ def _emit_scalar(group: Group, k: KernelBuilder, x: fx.Node) -> None:
     if name_of(anchor) in POSITIONS:
         value = constant(0, dtype_of(anchor))
     elif name_of(anchor) == NORM:
-        value = m.absolute(value)
+        value = scalars.absolute(value)
     elif name_of(anchor) == VARIANCE:
         value = constant(float("nan"), dtype_of(anchor))
     else:
@@ -250,8 +250,8 @@ def _emit_position(
             item = read([rest, *inner])
             held = T.Bind(best[zero])
             better = item > held if largest else item < held
-            if m.is_float(item):
-                better = T.Or(better, T.And(m.is_nan(item), T.Not(m.is_nan(held))))
+            if scalars.is_float(item):
+                better = T.Or(better, T.And(scalars.is_nan(item), T.Not(scalars.is_nan(held))))
             better = T.Bind(better)
             T.buffer_store(best, T.Select(better, item, held), [zero])
             T.buffer_store(where, T.Select(better, flat, where[zero]), [zero])

@@ -6,6 +6,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, constant
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.views import dim_of
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest
@@ -13,7 +14,6 @@ from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of
 from graphc.backends.tvm.pointwise import cast
 from graphc.backends.tvm.reducers import PRODUCT, SUM
 from graphc.backends.tvm.templates.register_tile import store_result
-from graphc.backends.tvm.views import dim_of
 
 NAME = "scan"
 REDUCERS = {"aten.cumsum.default": SUM, "aten.cumprod.default": PRODUCT}

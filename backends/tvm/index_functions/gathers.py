@@ -11,9 +11,9 @@ from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, index_function
+from graphc.backends.tvm.index_functions.views import dim_of
 from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
-from graphc.backends.tvm.views import dim_of
 from graphc.tensor_type import Size
 
 # Refused by `groups`: what boolean masks select has no size that is known before the run.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import mathematics as m
+from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.operations import dtype_of, rank_of, shape_of
@@ -49,12 +49,14 @@ def _rescale(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
 
 @index_function("graphc.quantize.default")
 def _quantize(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
-    steps = m.round_half_even(at(args["x"], index) / _along(at, args["scale"], args["axis"], index))
+    steps = scalars.round_half_even(at(args["x"], index) / _along(at, args["scale"], args["axis"], index))
     # Operands in this order: where x is NaN the comparison fails and the lower limit is taken.
     limit = T.float32(2.0**30)
     bounded = T.Select(steps > -limit, T.Select(steps < limit, steps, limit), -limit)
     zero = _along(at, args["zero_point"], args["axis"], index)
-    return _clamped(m.to_integer(bounded, "int32") + T.cast(zero, "int32"), args["qmin"], args["qmax"], dtype_of(node))
+    return _clamped(
+        scalars.to_integer(bounded, "int32") + T.cast(zero, "int32"), args["qmin"], args["qmax"], dtype_of(node)
+    )
 
 
 @index_function("graphc.dequantize.default")

@@ -9,8 +9,8 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
-from graphc.backends.tvm.mathematics import to_integer
 from graphc.backends.tvm.operations import shape_of
+from graphc.backends.tvm.scalars import to_integer
 from graphc.tensor_type import Size
 
 

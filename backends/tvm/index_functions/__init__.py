@@ -1,0 +1,25 @@
+"""What each operator that is no anchor gives at one index; one file a family. Importing this fills the tables."""
+
+from graphc.backends.tvm.index_functions import (
+    activations,
+    arithmetic,
+    creation,
+    gathers,
+    integers,
+    moves,
+    resampling,
+    truth,
+    views,
+)
+
+__all__ = [
+    "activations",
+    "arithmetic",
+    "creation",
+    "gathers",
+    "integers",
+    "moves",
+    "resampling",
+    "truth",
+    "views",
+]
