@@ -196,6 +196,8 @@ def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
     if not stored:
         return ""
     largest = max(stored.values(), key=lambda tensor: tensor.nbytes)
+    if largest.dim() < 2:  # scales and biases alone: no weight
+        return ""
     names = {torch.float32: "f32", torch.int8: "int8", torch.uint8: "uint8", torch.int64: "i64", torch.int32: "i32"}
     return names.get(largest.dtype, str(largest.dtype).removeprefix("torch."))
 

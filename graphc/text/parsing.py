@@ -1,135 +1,27 @@
-"""The text form of a Graph: `dump` and `parse` are inverses.
-
-    graph      := "graph" (NAME | STRING) inputs "{" line* "return" outputs "}"
-    line       := "symbol" NAME "in" "[" INT "," INT "]"
-                | "%"NAME "=" "input" ":" type
-                | "%"NAME "=" "weight" STRING "#"DIGEST ":" type suffix
-                | "%"NAME "=" OPERATOR "(" argument ("," argument)* ")" ":" type suffix
-    suffix     := ("@" STRING)? ("group=" INT)?
-    type       := DTYPE "[" size ("," size)* "]" | "(" type ("," type)* ")"
-    size       := INT | an expression over the symbols
-    argument   := (NAME "=")? value
-    value      := "%"NAME | INT | FLOAT | STRING | None | True | False | "[" value* "]" | "{" size "}" | DTYPE
-                | memory_format.NAME | layout.NAME | device.NAME
-
-`inputs` is the call's pair (args, kwargs) as Python writes it, `outputs` the result's structure. One line a node, the
-model's own names: a diff of two dumps shows the change alone. Lines that start with "//" are comments. Weights are
-named with the digest of their contents; the tensors themselves are handed to `parse`, or lie beside the text in a
-content-addressed folder (`save`, `read`).
-"""
+"""Text to Graph."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import operator
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from graphc.errors import ParseError
 from graphc.graph import Graph
-from graphc.sizes import parse_size, size_text
+from graphc.sizes import parse_size
 from graphc.structure import Structure
-from graphc.tensor_type import DTYPE_NAMES, DTYPES, NodeType, SymbolRange, TensorType
+from graphc.tensor_type import DTYPES, NodeType, SymbolRange, TensorType
+from graphc.text.printing import digest
 
-_DIGESTS = WeakTensorKeyDictionary()
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """Sixteen hexadecimal digits of SHA-256 over dtype, shape and contents."""
-    known = _DIGESTS.get(tensor)
-    if known is None:
-        plain = tensor.detach().cpu().contiguous()
-        header = f"{DTYPE_NAMES[plain.dtype]}{tuple(plain.shape)}".encode()
-        known = hashlib.sha256(header + plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-        _DIGESTS[tensor] = known
-    return str(known)
-
-
-# -- dump ----------------------------------------------------------------------------------------
-
-
-def dump(graph: Graph) -> str:
-    """The text form of a graph.
-
-    >>> graphc.parse(graphc.dump(graph), graph.weights)
-    """
-    name = graph.name if _NAME.fullmatch(graph.name) else json.dumps(graph.name)
-    lines = [f"graph {name}{graph.inputs.text([f'%{node.name}' for node in graph.placeholders])} {{"]
-    lines += [f"  symbol {name} in [{r.minimum}, {r.maximum}]" for name, r in sorted(graph.symbols.items())]
-    for node in graph:
-        if node.op == "output":
-            results = graph.outputs.text([f"%{result.name}" for result in node.args[0]])  # type: ignore[union-attr]
-            lines.append(f"  return {results}")
-        else:
-            lines.append(f"  %{node.name} = {_body(graph, node)} : {_type(node.meta['type'])}{_suffix(node)}")
-    return "\n".join([*lines, "}", ""])
-
-
-def _body(graph: Graph, node: fx.Node) -> str:
-    if node.op == "placeholder":
-        return "input"
-    if node.op == "get_attr":
-        return f"weight {json.dumps(node.target)} #{digest(graph.weights[str(node.target)])}"
-    arguments = [_value(argument) for argument in node.args]
-    arguments += [f"{key}={_value(value)}" for key, value in sorted(node.kwargs.items())]
-    return f"{_operator_name(node.target)}({', '.join(arguments)})"
-
-
-def _operator_name(target: Any) -> str:
-    return "getitem" if target is operator.getitem else str(target)
-
-
-def _type(kind: NodeType) -> str:
-    if isinstance(kind, tuple):
-        return f"({', '.join(_type(item) for item in kind)})"
-    return f"{DTYPE_NAMES[kind.dtype]}[{', '.join(size_text(size) for size in kind.shape)}]"
-
-
-def _suffix(node: fx.Node) -> str:
-    path = f" @{json.dumps(node.meta['path'])}" if node.meta.get("path") else ""
-    return path + (f" group={node.meta['group']}" if node.meta.get("group") is not None else "")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, fx.Node):
-        return f"%{value.name}"
-    if isinstance(value, bool) or value is None:
-        return repr(value)
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, torch.dtype):
-        return DTYPE_NAMES[value]
-    if isinstance(value, torch.memory_format):
-        return f"memory_format.{str(value).rpartition('.')[2]}"
-    if isinstance(value, torch.layout):
-        return f"layout.{str(value).rpartition('.')[2]}"
-    if isinstance(value, torch.device):
-        return f"device.{value.type}"
-    if isinstance(value, sympy.Expr):
-        return f"{{{size_text(value)}}}"
-    raise TypeError(f"an operator's argument of type {type(value).__name__} has no text form")
-
-
-# -- parse ---------------------------------------------------------------------------------------
-
-_NAME = re.compile(r"[\w.-]+")
 _TOKEN = re.compile(
     r"""\s*(?:(?P<node>%[\w.]+)|(?P<string>"(?:[^"\\]|\\.)*")|(?P<size>\{[^}]*\})
     |(?P<number>[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|inf|nan)(?![\w.]))|(?P<name>[A-Za-z_][\w.:]*)|(?P<mark>[\[\](),=:@#]))""",
@@ -422,48 +314,3 @@ class _Reader:
             children.append(self._structure())
         self._at = self._line.index("}", self._at) + 1
         return Structure("dict", tuple(children), tuple(keys))
-
-
-# -- files ---------------------------------------------------------------------------------------
-
-
-def save(graph: Graph, path: str | os.PathLike[str]) -> None:
-    """Write the text to `path` and each tensor once to `weights/<digest>.safetensors` beside it."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    folder = path.parent / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    for tensor in graph.weights.values():
-        file = folder / f"{digest(tensor)}.safetensors"
-        if not file.exists():
-            beside = file.with_suffix(".part")
-            save_file({"tensor": tensor.detach().contiguous().clone()}, beside)
-            beside.rename(file)
-    beside = path.with_suffix(".part")
-    beside.write_text(dump(graph))
-    beside.rename(path)
-
-
-def read(path: str | os.PathLike[str]) -> Graph:
-    """The graph that `save` wrote."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError:
-        raise ParseError(f"'{path.name}' is no text") from None
-    weights: dict[str, torch.Tensor] = {}
-    for name, number in re.findall(r'= weight ("(?:[^"\\]|\\.)*") #([0-9a-f]{16}) :', text):
-        file = path.parent / "weights" / f"{number}.safetensors"
-        if not file.exists():
-            raise ParseError(
-                f"'{path.name}' needs the weight {name} in 'weights/{number}.safetensors', which is absent"
-            )
-        try:
-            weights[json.loads(name)] = load_file(file)["tensor"]
-        except (SafetensorError, KeyError) as error:
-            raise ParseError(f"cannot read 'weights/{file.name}' beside '{path.name}': {error}") from None
-    return parse(text, weights)
