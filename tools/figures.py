@@ -4,6 +4,7 @@ resnet20     CIFAR ResNet-20 on 10,000 images: fp32 against torch, int8 against 
 models       fp32 error of ten networks against torch, on the host and on arm64 under emulation
 onnx         int8 ResNet-20 as plain ONNX in ONNX Runtime against graphc's own reference
 time         importing graphc beyond torch; tracing and compiling ResNet-20 in int8
+speed        ResNet-18 and MobileNetV2 against ONNX Runtime, interleaved in one run: ratio of medians
 determinism  the same model, data and seed in two processes: the same bytes
 """
 
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +137,8 @@ def onnx(limit: int | None) -> Figures:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (name,) = (item.name for item in session.get_inputs())
     artifact = build("resnet20_jpeg", "int8")
-    reference, judge, native = Recorder(compiled.run), Recorder(lambda x: session.run(None, {name: x.numpy()})[0]), None
-    native = Recorder(artifact.run)
+    reference, native = Recorder(compiled.run), Recorder(artifact.run)
+    judge = Recorder(lambda x: session.run(None, {name: x.numpy()})[0])
     for run in (reference, judge, native):
         entry.evaluate(run, limit or 200, 1)
     return {
@@ -167,6 +171,71 @@ def time_(limit: int | None) -> Figures:
     }
 
 
+def speed(limit: int | None) -> Figures:
+    from onnxruntime import InferenceSession, SessionOptions
+
+    from graphc.exporters.onnx import export
+
+    figures: Figures = {}
+    for name in ("resnet18", "mobilenet_v2"):
+        entry = MODELS[name]
+        inputs = entry.example_inputs(1)
+        plain = export(graphc.trace(entry.build(), inputs)).SerializeToString()
+        peers = {"fp32": plain, "int8": _quantized_by_onnxruntime(plain, list(entry.calibration(32, 1)))}
+        for precision, model in peers.items():
+            artifact = build(name, precision)
+            options = SessionOptions()
+            options.intra_op_num_threads = artifact.threads
+            session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            feeds = {item.name: leaf.numpy() for item, leaf in zip(session.get_inputs(), inputs, strict=True)}
+            runs: dict[str, Callable[[], Any]] = {
+                "graphc": partial(artifact.run, *inputs),
+                "ONNX Runtime": partial(session.run, None, feeds),
+            }
+            medians = {who: statistics.median(times) for who, times in interleaved(runs, limit or 100).items()}
+            for who, median in medians.items():
+                figures[f"{name} {precision}: {who}, ms"] = round(median * 1e3, 3)
+            figures[f"{name} {precision}: graphc / ONNX Runtime"] = medians["graphc"] / medians["ONNX Runtime"]
+    figures["threads"] = artifact.threads
+    return figures
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, taken in turns after a tenth of the rounds as warm-up."""
+    times: dict[str, list[float]] = {who: [] for who in runs}
+    for turn in range(rounds + rounds // 10):
+        for who, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn >= rounds // 10:
+                times[who].append(time.perf_counter() - start)
+    return times
+
+
+def _quantized_by_onnxruntime(model: bytes, calibration: list[tuple[torch.Tensor, ...]]) -> bytes:
+    """ONNX Runtime's own static int8 quantization, as its documentation advises for CPUs: QDQ, weights per channel."""
+    import onnx as onnx_format
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            names = [item.name for item in onnx_format.load_from_string(model).graph.input]
+            batch = next(self.batches, None)
+            return None if batch is None else {n: leaf.numpy() for n, leaf in zip(names, batch, strict=True)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(model)
+        quantize_static(
+            source, result, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        return result.read_bytes()
+
+
 def determinism(limit: int | None) -> Figures:
     code = "from graphc.tools.figures import build; print(build('resnet20_jpeg', {!r}, {!r}).content_hash)"
     figures: Figures = {}
@@ -187,6 +256,7 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
     "models": models,
     "onnx": onnx,
     "time": time_,
+    "speed": speed,
     "determinism": determinism,
 }
 
