@@ -15,7 +15,7 @@ from torch import fx
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.index_functions.arithmetic import CONVERSIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
-from graphc.backends.tvm.operations import arguments, consumers, name_of, rank_of, shape_of, type_of
+from graphc.backends.tvm.operations import arguments, consumers, name_of, rank_of, shape_of, subject, type_of
 from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.sizes import contiguous, simplify
 from graphc.graph import Graph
@@ -72,7 +72,7 @@ def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
     node = group.output
     name = name_of(node)
     args: dict[str, Any] = arguments(node)
-    source = args.get("self", args.get("input"))
+    source = subject(args) if "self" in args or "input" in args else None
     if len(group.nodes) > 1 or not isinstance(source, fx.Node):
         return None
     same_type = name in CONVERSIONS and type_of(node) == type_of(source) and "src" not in args
@@ -109,4 +109,4 @@ def _wants_channels_last(user: fx.Node, value: fx.Node) -> bool:
     if user.op != "call_function" or name_of(user) not in CHANNELS_LAST:
         return False
     args = arguments(user)
-    return value is args.get("input", args.get("self", args.get("x")))
+    return value is subject(args)

@@ -46,8 +46,8 @@ class Step:
 def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> Program:
     """Code, packed weights and plan for `target`.
 
-    progress(phase, done, total) is called as work advances. Raises UnsupportedOperatorError with every operator that has
-    no lowering, TargetError where linking fails.
+    progress(what, done, total) is called as work advances. Raises UnsupportedOperatorError with every operator that
+    has no lowering, TargetError where linking fails.
     """
     isa = InstructionSet.of(target)
     graph = _with_own_results(graph)
@@ -73,7 +73,7 @@ def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> 
         for symbol, step in zip(symbols, steps, strict=True)
     ]
     inputs = [(node.name, type_of(node)) for node in graph.placeholders]
-    outputs = [(node.name, type_of(node)) for node in graph.output.args[0]]  # type: ignore[union-attr,arg-type]
+    outputs = [(node.name, type_of(node)) for node in _results(graph)]
     init_steps = sum(step.at_load for step in steps)
     entry = entry_c(calls, init_steps, inputs, outputs, graph.symbols, layout.bytes_of, target.features, DTYPE_NAMES)
     report("link", 0, 1)
@@ -93,6 +93,11 @@ def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> 
     return Program(binary, layout.weights, plan)
 
 
+def supported(node: fx.Node, target: Target) -> str | None:
+    """None where the backend computes this operator, else why it does not and what would help."""
+    return unsupported(node, InstructionSet.of(target))
+
+
 def reject_unsupported(graph: Graph, isa: InstructionSet) -> None:
     """Raise UnsupportedOperatorError with every operator that has no lowering."""
     found = []
@@ -102,9 +107,13 @@ def reject_unsupported(graph: Graph, isa: InstructionSet) -> None:
             found.append(Unsupported(node.name, name_of(node), node.meta.get("path", ""), reason))
     for node in graph.placeholders:
         if type_of(node).dtype not in TVM_DTYPES:
-            found.append(Unsupported(node.name, "input", "", f"no kernel takes {type_of(node)}; convert it to f32"))
+            found.append(Unsupported(node.name, "input", "", "no kernel takes this type; convert it to f32"))
     if found:
         raise UnsupportedOperatorError(f"the tvm backend ({isa.target.name})", found)
+
+
+def _results(graph: Graph) -> list[fx.Node]:
+    return list(graph.output.args[0])  # type: ignore[arg-type]
 
 
 def _with_own_results(graph: Graph) -> Graph:
@@ -113,13 +122,13 @@ def _with_own_results(graph: Graph) -> Graph:
     graph.drop_unused()
     output = graph.output
     results: list[fx.Node] = []
-    for node in output.args[0]:  # type: ignore[union-attr]
-        if node.op != "call_function" or node in results:  # type: ignore[union-attr]
+    for node in _results(graph):
+        if node.op != "call_function" or node in results:
             with graph.at(output):
                 copy = graph.call(torch.ops.aten.clone.default, node)
             copy.meta["copied"] = node
             node = copy
-        results.append(node)  # type: ignore[arg-type]
+        results.append(node)
     output.args = (tuple(results),)
     return graph
 
@@ -155,7 +164,8 @@ def _symbols(kernels: list[Kernel]) -> tuple[dict[str, Any], list[str]]:
     names = []
     for kernel in kernels:
         name = f"{kernel.template.replace(' ', '_')}_{len(functions)}"
-        names.append(known.setdefault(StructuralKey(kernel.function), name))
+        key = StructuralKey(kernel.function)  # type: ignore[call-arg]
+        names.append(known.setdefault(key, name))
         functions.setdefault(names[-1], kernel.function)
     return functions, names
 
@@ -166,7 +176,7 @@ class _Memory:
     def __init__(self, graph: Graph, steps: list[Step], places: dict[fx.Node, Any], ranges: Ranges) -> None:
         self._places = places
         self._inputs = {node: number for number, node in enumerate(graph.placeholders)}
-        self._outputs = {node: number for number, node in enumerate(graph.output.args[0])}  # type: ignore[arg-type]
+        self._outputs = {node: number for number, node in enumerate(_results(graph))}
         self._ranges = ranges
         init_steps = sum(step.at_load for step in steps)
         first: dict[Any, int] = {}

@@ -69,12 +69,24 @@ def consumers(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
+def is_stored(node: fx.Node) -> bool:
+    """Whether the value depends on weights alone."""
+    return node.op == "get_attr" or (
+        node.op == "call_function" and bool(operands(node)) and all(is_stored(value) for value in operands(node))
+    )
+
+
 def type_of(node: fx.Node) -> TensorType:
     """The type of a node with one result."""
     kind = node.meta["type"]
     if not isinstance(kind, TensorType):
         raise TypeError(f"%{node.name} has several results")
     return kind
+
+
+def subject(args: dict[str, Any]) -> fx.Node:
+    """The tensor that an operator works on: schemas call it self, input or x."""
+    return next(args[name] for name in ("self", "input", "x") if name in args)  # type: ignore[no-any-return]
 
 
 def shape_of(node: fx.Node) -> tuple[Size, ...]:

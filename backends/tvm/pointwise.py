@@ -34,11 +34,16 @@ class Pointwise:
 POINTWISE: dict[str, Pointwise | None] = {}  # None: only broadcasts too, but with an index function of its own
 
 
-def pointwise(*names: str, raw: tuple[str, ...] = ()) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
-    """Enter a scalar function under operator names; `.Tensor` and `.Scalar` overloads share one."""
+def pointwise(
+    *names: str, raw: tuple[str, ...] = (), parameters: tuple[str, ...] | None = None
+) -> Callable[[Callable[..., Expr]], Callable[..., Expr]]:
+    """Enter a scalar function under operator names; `.Tensor` and `.Scalar` overloads share one.
+
+    parameters: the schema's names of its arguments, where the function's own differ.
+    """
 
     def enter(function: Callable[..., Expr]) -> Callable[..., Expr]:
-        entry = Pointwise(function, tuple(inspect.signature(function).parameters), raw)
+        entry = Pointwise(function, parameters or tuple(inspect.signature(function).parameters), raw)
         for name in names:
             POINTWISE[name] = entry
             index_function(name)(_evaluate)
@@ -72,15 +77,15 @@ def compute_dtype(values: list[Any], node: fx.Node) -> str:
     result = type_of(node).dtype
     if result is not torch.bool:
         return TVM_DTYPES[result]
-    samples = [
-        torch.empty([1] * len(type_of(value).shape), dtype=type_of(value).dtype, device="meta")
-        if isinstance(value, fx.Node)
-        else (0 if isinstance(value, sympy.Expr) else value)
-        for value in values
-    ]
-    promoted = samples[0]
-    for sample in samples[1:]:
-        promoted = torch.empty(promoted.shape, dtype=torch.result_type(promoted, sample), device="meta")
+
+    def sample(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return torch.empty([1] * len(type_of(value).shape), dtype=type_of(value).dtype, device="meta")
+        return 0 if isinstance(value, sympy.Expr) else value
+
+    promoted = sample(values[0])
+    for value in values[1:]:
+        promoted = torch.empty(promoted.shape, dtype=torch.result_type(promoted, sample(value)), device="meta")
     return TVM_DTYPES[promoted.dtype]
 
 

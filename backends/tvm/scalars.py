@@ -5,6 +5,8 @@ Comparisons are ordered so that NaN survives: `T.max(a, x)` is `a > x ? a : x`, 
 
 from __future__ import annotations
 
+import math
+
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -47,8 +49,14 @@ def unequal(a: Expr, b: Expr) -> Expr:
     return T.Or(tirx.NE(a, b), T.Or(is_nan(a), is_nan(b))) if is_float(a) else tirx.NE(a, b)
 
 
+def is_infinite(x: Expr) -> Expr:
+    return equal(absolute(x), number(x, math.inf)) if is_float(x) else T.bool(False)
+
+
 def is_nan(x: Expr) -> Expr:
     """By its bits: TVM's own test is not vectorized."""
+    if not is_float(x):
+        return T.bool(False)
     bits, infinity = {"float32": ("int32", 0x7F800000), "float64": ("int64", 0x7FF0000000000000)}[dtype(x)]
     return T.reinterpret(bits, absolute(x)) > getattr(T, bits)(infinity)
 

@@ -18,7 +18,7 @@ Fold: TypeAlias = Callable[[str, Sequence[Any]], Any]
 
 
 def fold(size: Size, leaf: Callable[[int | sympy.Symbol], Any], operation: Fold) -> Any:
-    """Evaluate a size bottom-up: `leaf` takes ints and symbols, `operation` takes ("+", "*", "//", "%", "max", "min")."""
+    """Evaluate a size bottom-up: `leaf` takes ints and symbols, `operation` one of + * // % max min and operands."""
     if isinstance(size, int) or size.is_Integer:
         return leaf(int(size))
     if isinstance(size, sympy.Symbol):

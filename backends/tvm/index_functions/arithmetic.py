@@ -13,7 +13,7 @@ from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import At, broadcast, constant, index_function
 from graphc.backends.tvm.kernel import Expr, Index
 from graphc.backends.tvm.operations import dtype_of
-from graphc.backends.tvm.pointwise import POINTWISE, Pointwise, cast, pointwise
+from graphc.backends.tvm.pointwise import POINTWISE, cast, pointwise
 
 
 def _is(value: Any, number: float) -> bool:
@@ -120,17 +120,31 @@ for _name, _function in {
     "trunc": lambda self: T.trunc(self) if scalars.is_float(self) else self,
     "round": lambda self: scalars.round_half_even(self) if scalars.is_float(self) else self,
     "sign": lambda self: scalars.sign(self),
-    "isnan": lambda self: scalars.is_nan(self) if scalars.is_float(self) else T.bool(False),
-    "isinf": lambda self: (
-        scalars.equal(scalars.absolute(self), constant(math.inf, str(self.ty.dtype)))
-        if scalars.is_float(self)
-        else T.bool(False)
-    ),
+    "isnan": scalars.is_nan,
+    "isinf": scalars.is_infinite,
 }.items():
-    # Every function of one tensor takes it by the schema's name.
-    pointwise(f"aten.{_name}.default")(lambda self, function=_function: function(self))
-    POINTWISE[f"aten.{_name}.default"] = Pointwise(_function, ("self",), ())
+    pointwise(f"aten.{_name}.default", parameters=("self",))(_function)
 
+# What is computed by the polynomials of `mathematics`, which are made for float32.
+TRANSCENDENTAL = frozenset(
+    f"aten.{name}.default"
+    for name in [
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "erf",
+        "silu",
+        "gelu",
+        "elu",
+        "softplus",
+    ]
+)
 
 CONVERSIONS = ("aten._to_copy.default", "aten.to.dtype", "aten.copy.default")
 

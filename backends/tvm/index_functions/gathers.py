@@ -16,7 +16,6 @@ from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
 from graphc.tensor_type import Size
 
-# Refused by `groups`: what boolean masks select has no size that is known before the run.
 INDEX = ("aten.index.Tensor", "aten._unsafe_index.Tensor")
 
 

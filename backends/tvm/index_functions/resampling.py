@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
-from graphc.backends.tvm.operations import shape_of
+from graphc.backends.tvm.operations import shape_of, subject
 from graphc.backends.tvm.scalars import to_integer
 from graphc.tensor_type import Size
 
@@ -32,7 +32,7 @@ def _step(at: At, args: dict[str, Any], dim: int, size: Size, result: Size) -> E
 
 @index_function("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default")
 def _nearest(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
-    source = args.get("input", args.get("self"))
+    source = subject(args)
     inner = list(index)
     for dim in (0, 1):
         size, result = shape_of(source)[2 + dim], shape_of(node)[2 + dim]
@@ -47,7 +47,7 @@ def _nearest(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
 
 @index_function("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default")
 def _bilinear(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
-    source = args.get("input", args.get("self"))
+    source = subject(args)
     low, high, weight = [], [], []
     for dim in (0, 1):
         size, result = shape_of(source)[2 + dim], shape_of(node)[2 + dim]

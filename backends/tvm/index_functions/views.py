@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -12,11 +13,11 @@ from tvm.tirx.script import builder as T
 from graphc.backends.tvm import sizes
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
-from graphc.backends.tvm.operations import SPLITS, name_of, shape_of
+from graphc.backends.tvm.operations import SPLITS, name_of, shape_of, subject
 from graphc.tensor_type import Size
 
 Strides = tuple[Size, ...]
-# Of a view's arguments, shape and dtype, and its input's strides: offset and strides of the result, None if there are none.
+# Of a view's arguments, its node and its input's strides: offset and strides of the result, None where it has none.
 Alias = Callable[[dict[str, Any], fx.Node, Strides], "tuple[Size, Strides] | None"]
 
 VIEWS: dict[str, Alias] = {}
@@ -59,7 +60,7 @@ def _identity(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Si
 
 @index_function(*IDENTITIES)
 def _identity_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
-    return at(args.get("self", args.get("input")), index)
+    return at(subject(args), index)
 
 
 # -- permutations ------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def _reshape(args: dict[str, Any], node: fx.Node, strides: Strides) -> tuple[Siz
     result: list[Size] = [0] * len(new)
     for source, target in chunks(old, new):
         real = [dim for dim in source if old[dim] != 1]
-        for outer, inner in zip(real, real[1:], strict=False):
+        for outer, inner in pairwise(real):
             if not _same(strides[outer], sizes.simplify(strides[inner] * old[inner])):
                 return None
         step: Size = strides[real[-1]] if real else 0
@@ -195,15 +196,15 @@ def _expand_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Exp
     return at(args["self"], [integer(0) if size == 1 else i for size, i in zip(shape, tail, strict=True)])
 
 
-def _bounded(position: Any, size: Size, default: Size) -> Size:
-    """A slice bound, counted from the end where negative, and held inside the dimension."""
+def _begin(position: Size | None, size: Size) -> Size:
+    """Where a slice begins: counted from the end where negative, and held inside the dimension."""
     if position is None:
-        return default
+        return 0
     if isinstance(position, int) and position < 0:
         position = sizes.simplify(size + position)
     if isinstance(position, int) and isinstance(size, int):
         return max(0, min(position, size))
-    return position  # type: ignore[no-any-return]
+    return position
 
 
 def part(args: dict[str, Any], node: fx.Node) -> tuple[int, Size, int]:
@@ -212,13 +213,14 @@ def part(args: dict[str, Any], node: fx.Node) -> tuple[int, Size, int]:
     dim = dim_of(args.get("dim", 0), len(shape))
     match name_of(node):
         case "aten.slice.Tensor" | "aten.slice_scatter.default":
-            return dim, _bounded(args["start"], shape[dim], 0), args["step"]
+            return dim, _begin(args["start"], shape[dim]), args["step"]
         case "aten.select.int":
-            return dim, _bounded(args["index"], shape[dim], 0), 0
-    source, item = node.args
+            return dim, _begin(args["index"], shape[dim]), 0
+    source: Any = node.args[0]
+    item: Any = node.args[1]
     if name_of(node) == "aten.unbind.int#":
-        return dim, item, 0  # type: ignore[return-value]
-    before = [kind.shape[dim] for kind in source.meta["type"][:item]]  # type: ignore[union-attr,misc]
+        return dim, item, 0
+    before = [kind.shape[dim] for kind in source.meta["type"][:item]]
     return dim, sizes.simplify(sum(before)), 1
 
 

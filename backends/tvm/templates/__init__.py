@@ -7,8 +7,8 @@ A template is a module with
     matches(group, isa) -> str | None   None where it takes the group, else why it does not
     emit(group, k)                      writes the body of the kernel into the builder `k`
 
-Templates are tried in the order of TEMPLATES; the first that matches writes the kernel. The last ones take anything that
-an index function or a plain loop nest describes, so specialised templates only ever replace, never extend, what runs.
+Templates are tried in the order of TEMPLATES; the first that matches writes the kernel, so a template for one chip goes
+in front of the general one. `elementwise` stands last: it takes whatever index functions describe.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Protocol, cast
 from torch import fx
 
 from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.index_functions.arithmetic import TRANSCENDENTAL
+from graphc.backends.tvm.index_functions.gathers import selects_by_truth
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import KernelBuilder
-from graphc.backends.tvm.operations import TVM_DTYPES, name_of, operands
+from graphc.backends.tvm.operations import TVM_DTYPES, dtype_of, name_of, operands
 from graphc.backends.tvm.templates import (
     attention,
     concatenation,
@@ -74,7 +76,11 @@ def unsupported(node: fx.Node, isa: InstructionSet) -> str | None:
     for value in (node, *operands(node)):
         kind = value.meta["type"]
         if isinstance(kind, TensorType) and kind.dtype not in TVM_DTYPES:
-            return f"no kernel takes {kind}; convert it to f32"
+            return f"no kernel takes {str(kind.dtype).removeprefix('torch.')}; convert it to f32"
+    if selects_by_truth(node):
+        return "a boolean mask selects as many elements as it holds true: use where or masked_fill"
+    if name_of(node) in TRANSCENDENTAL and dtype_of(node) == "float64":
+        return "no kernel computes this function of float64; convert it to f32"
     group = Group((node,))
     if select(group, isa) is not None:
         return None

@@ -81,68 +81,47 @@ def emit(group: Group, k: KernelBuilder) -> None:
     sizes = [k.size(size) for size in outer]
     work = k.ranges.maximum(product([*outer, length, positions, depth]))
 
+    def tile_of_queries(batch: list[Expr], first: Expr, columns: int) -> None:
+        """Queries [first, first + columns) of one head: scores, their exponentials, and the weighted sum of values."""
+        scores = k.local(columns * most, "float32")
+
+        def query_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+            index = [integer(0) if size == 1 else i for size, i in zip(outer, batch, strict=True)]
+            return source.offset([*index, x, integer(0)])
+
+        def store_score(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+            score = total * root
+            if args["is_causal"]:
+                score = T.Select(n <= x, score, T.float32(-math.inf))
+            if mask is not None:
+                item = At(k, ())(mask, broadcast([*batch, x, n], mask))
+                truth = dtype_of(mask) == "bool"
+                score = T.Select(item, score, T.float32(-math.inf)) if truth else score + item
+            T.buffer_store(scores, score, [(x - first) * count + n])
+
+        to_keys = Product([], 1, 1, positions, [1], depth, query_row, lambda _: keys.matrix(batch), store_score)
+        _panels(k, toward_keys, source.buffer, packed_keys, to_keys, first, columns)
+        factors = k.local(columns, "float32")
+        with k.loop(columns) as row:
+            T.buffer_store(factors, _exponentials(k, scores, row * count, count), [row])
+
+        def score_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+            return (x - first) * count
+
+        def store(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+            store_result(group, k, [*batch, x, n], total * factors[x - first])
+
+        to_values = Product([], 1, 1, width, [1], positions, score_row, lambda _: values.matrix(batch), store)
+        _panels(k, toward_values, scores, packed_values, to_values, first, columns)
+
     for number, left_edge, columns in strips(k, length, tile, whole):
+        extents = [*sizes, number]
         volume = integer(1)
-        for size in sizes:
-            volume = volume * size
-        with k.loop(volume * number, parallel=work >= PARALLEL_WORK) as flat:
-            *batch, strip = unflatten(flat, [*sizes, number])
-            first = T.Bind(left_edge(strip))
-            scores = k.local(columns * most, "float32")
-
-            def store_score(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
-                score = total * root
-                if args["is_causal"]:
-                    score = T.Select(n <= x, score, T.float32(-math.inf))
-                if mask is not None:
-                    index = broadcast([*batch, x, n], mask)
-                    item = At(k, ())(mask, index)
-                    if dtype_of(mask) == "bool":
-                        score = T.Select(item, score, T.float32(-math.inf))
-                    else:
-                        score = score + item
-                T.buffer_store(scores, score, [(x - first) * count + n])
-
-            def query_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
-                index = [integer(0) if size == 1 else i for size, i in zip(outer, batch, strict=True)]
-                return source.offset([*index, x, integer(0)])
-
-            _panels(
-                k,
-                toward_keys,
-                source.buffer,
-                packed_keys,
-                keys.matrix(batch),
-                positions,
-                depth,
-                query_row,
-                store_score,
-                first,
-                columns,
-            )
-            factors = k.local(columns, "float32")
-            with k.loop(columns) as row:
-                T.buffer_store(factors, _exponentials(k, scores, row * count, count), [row])
-
-            def score_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
-                return (x - first) * count
-
-            def store(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
-                store_result(group, k, [*batch, x, n], total * factors[x - first])
-
-            _panels(
-                k,
-                toward_values,
-                scores,
-                packed_values,
-                values.matrix(batch),
-                width,
-                positions,
-                score_row,
-                store,
-                first,
-                columns,
-            )
+        for extent in extents:
+            volume = volume * extent
+        with k.loop(volume, parallel=work >= PARALLEL_WORK) as flat:
+            *batch, strip = unflatten(flat, extents)
+            tile_of_queries(batch, T.Bind(left_edge(strip)), columns)
 
 
 def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Expr) -> Expr:
@@ -199,18 +178,13 @@ def _panels(
     mac: MultiplyAccumulate,
     left: tirx.Buffer,
     right: tirx.Buffer,
-    matrix: Expr,
-    columns: Size,
-    run: Size,
-    row: Callable[[list[Expr], Expr, Expr, list[Expr]], Expr],
-    store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None],
+    shape: Product,
     first: Expr,
     rows: int,
 ) -> None:
     """One tile of rows times every panel of a packed matrix."""
-    shape = Product([], 1, 1, columns, [1], run, row, lambda batch: matrix, store)
-    steps = k.size(run)
-    panels = (k.size(columns) + (mac.width - 1)) // mac.width
+    steps = k.size(shape.run)
+    panels = (k.size(shape.columns) + (mac.width - 1)) // mac.width
     with k.loop(panels) as panel:
-        base = (matrix * panels + panel) * steps * mac.width
+        base = (shape.matrix([]) * panels + panel) * steps * mac.width
         emit_tile(k, mac, left, right, shape, [], panel, base, steps, (integer(0), first), (1, rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvm.tirx.script import builder as T
+from torch import fx
 
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
@@ -12,7 +12,8 @@ from graphc.backends.tvm.kernel import Expr, Index, KernelBuilder, integer
 from graphc.backends.tvm.layout import memory_order
 from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, operands, rank_of, shape_of
-from graphc.backends.tvm.pointwise import POINTWISE
+from graphc.backends.tvm.pointwise import POINTWISE, cast
+from graphc.backends.tvm.sizes import simplify
 from graphc.backends.tvm.templates.elementwise import COST, vector_lanes
 from graphc.tensor_type import Size
 
@@ -42,32 +43,29 @@ def emit(group: Group, k: KernelBuilder) -> None:
     args = arguments(join)
     stacked = name_of(join) == "aten.stack.default"
     dim = dim_of(args["dim"], rank_of(join))
+    lanes = vector_lanes(group, k)
+
+    def copy(source: fx.Node, start: Size, size: Size) -> None:
+        """Compute [start, start + size) of the result along `dim`, from `source`."""
+
+        def body(position: list[Expr]) -> None:
+            inner: list[Expr] = [integer(0)] * len(order)
+            for d, i in zip(order, position, strict=True):
+                inner[d] = i
+            outer = [i + k.size(start) if d == dim else i for d, i in enumerate(inner)]
+
+            def read(index: Index) -> Expr:
+                where = [i for d, i in enumerate(inner) if d != dim] if stacked else inner
+                return cast(At(k, group.nodes)(source, where), dtype_of(source), dtype_of(join))
+
+            target.store(outer, At(k, group.nodes, {join: read})(group.output, outer))
+
+        nest(k, [size if d == dim else shape[d] for d in order], body, lanes, COST)
+
     start: Size = 0
     for source in args["tensors"]:
-        if not stacked and shape_of(source) == (0,):
+        if not stacked and shape_of(source) == (0,):  # torch lets an empty tensor of one dimension join anything
             continue
         size: Size = 1 if stacked else shape_of(source)[dim]
-        extents = [size if d == dim else shape[d] for d in order]
-        nest(
-            k, extents, _body(group, k, join, source, order, dim, start, stacked, target), vector_lanes(group, k), COST
-        )
-        start = start + size
-
-
-def _body(group, k, join, source, order, dim, start, stacked, target):  # type: ignore[no-untyped-def]
-    """The body of the loops over `source`'s part of the result, which begins at `start` along `dim`."""
-
-    def body(position: list[Expr]) -> None:
-        inner: list[Expr] = [integer(0)] * len(order)
-        for d, i in zip(order, position, strict=True):
-            inner[d] = i
-        outer = list(inner)
-        outer[dim] = inner[dim] + k.size(start)
-
-        def read(index: Index) -> Expr:
-            return T.cast(at(source, [*inner[:dim], *inner[dim + 1 :]] if stacked else inner), dtype_of(join))
-
-        at = At(k, group.nodes, {join: read})
-        target.store(outer, at(group.output, outer))
-
-    return body
+        copy(source, start, size)
+        start = simplify(start + size)

@@ -20,7 +20,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
 from graphc.backends.tvm.loops import PARALLEL_WORK, vector_loop
-from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
+from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, rank_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
@@ -74,14 +74,14 @@ class Geometry:
             0 if floating else args["x_zero"],
             args["groups"],
             shape_of(x)[0],
-            shape_of(x)[1],  # type: ignore[arg-type]
+            shape_of(x)[1],
             pair(shape_of(x)[2:], 1),
             pair(shape_of(node)[2:], 1),
-            shape_of(node)[1],  # type: ignore[arg-type]
+            shape_of(node)[1],
             kernel,
             (1, 1) if transposed else stride,
             stride if transposed else (1, 1),
-            before,  # type: ignore[arg-type]
+            before,
             dilation,
         )
 
@@ -117,8 +117,10 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     geometry = Geometry.of(anchor)
     if not isinstance(geometry.channels, int) or min(geometry.before) < 0:
         return "dynamic channels, or a transposed convolution that crops"
-    if name_of(anchor) == "aten.convolution.default" and dtype_of(geometry.x) != "float32":
-        return f"convolution of {dtype_of(geometry.x)}"
+    if name_of(anchor) == "aten.convolution.default":
+        return None if dtype_of(geometry.x) == "float32" else f"convolution of {dtype_of(geometry.x)}"
+    if not is_stored(geometry.weight):
+        return "integer convolution by an activation"
     return None
 
 

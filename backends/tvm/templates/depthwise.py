@@ -1,6 +1,6 @@
 """Depthwise convolutions, float and integer: a vector of channels at a time over a padded channels-last image.
 
-One filter a channel leaves nothing to multiply as a matrix. A tile of neighbouring columns shares each vector of weights.
+One filter a channel leaves no matrix to multiply. A tile of neighbouring columns shares the vectors of weights.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Where the group only broadcasts, dimensions that are neighbours in memory for ev
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import fx
 from tvm import tirx
@@ -116,9 +117,11 @@ def _is_lane_conditional(group: Group, k: KernelBuilder, rank: int, order: tuple
     found: list[bool] = []
 
     class Probe(At):
-        def guard(self, *conditions: Expr) -> AbstractContextManager[None]:
+        @contextmanager
+        def guard(self, *conditions: Expr) -> Iterator[None]:
             found.extend(lane in tirx.analysis.undefined_vars(condition) for condition in conditions)
-            return super().guard(*conditions)
+            with super().guard(*conditions):
+                yield
 
     with IRBuilder(), T.prim_func():
         index: list[Expr] = [tirx.Var(f"i{dim}", "int64") for dim in range(rank)]

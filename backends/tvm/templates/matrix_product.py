@@ -16,7 +16,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
 from graphc.backends.tvm.loops import nest, unflatten
-from graphc.backends.tvm.operations import arguments, dtype_of, name_of, shape_of
+from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
@@ -76,7 +76,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     if o.right in group.nodes:
         return "the right operand is computed inside the group"
     if name_of(anchor) == "graphc.integer_linear.default":
-        return None
+        return None if is_stored(o.right) else "integer products of two activations"
     if dtype_of(o.left) != "float32" or dtype_of(o.right) != "float32":
         return f"product of {dtype_of(o.left)} and {dtype_of(o.right)}"
     return None

@@ -19,7 +19,7 @@ from graphc.backends.tvm.index_functions.views import dim_of
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import nest, vector_loop
-from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
+from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of, subject
 from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.register_tile import store_result
@@ -48,7 +48,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.anchor
     assert anchor is not None
     name, args = name_of(anchor), arguments(anchor)
-    x: fx.Node = args.get("input", args.get("self"))
+    x = subject(args)
     if name in (*SOFTMAXES, *LOG_SOFTMAXES):
         if not shape_of(x):
             store_result(group, k, [], T.float32(0.0 if name in LOG_SOFTMAXES else 1.0))
@@ -156,7 +156,7 @@ def _standardize(
 def _group_norm(group: Group, k: KernelBuilder, x: fx.Node, args: dict[str, Any]) -> None:
     """Rows are (image, group of channels); a row's elements its channels and pixels."""
     batch, channels, *spatial = shape_of(x)
-    groups = args.get("num_groups", args.get("group"))
+    groups = args["num_groups"] if "num_groups" in args else args["group"]
     size = channels // groups
     weight, bias = args["weight"], args["bias"]
 

@@ -13,7 +13,7 @@ from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
-from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of
+from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of, subject
 from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_columns
 from graphc.backends.tvm.templates.register_tile import store_result
 
@@ -40,15 +40,15 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 def _each(values: Any, count: int) -> list[int]:
     """One value a spatial dimension."""
-    values = [values] if isinstance(values, int) else list(values)
-    return values * (count if len(values) == 1 else 1)
+    listed: list[int] = [values] if isinstance(values, int) else list(values)
+    return listed * (count if len(listed) == 1 else 1)
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.anchor
     assert anchor is not None
     name, args = name_of(anchor), arguments(anchor)
-    x = args.get("self", args.get("x"))
+    x = subject(args)
     spatial = 1 if "1d" in name else 2
     image = [k.size(size) for size in shape_of(x)[-spatial:]]
     result = shape_of(anchor)

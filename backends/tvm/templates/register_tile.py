@@ -167,8 +167,8 @@ def emit_product(
 def strips(k: KernelBuilder, width: Size, tile: int, whole: bool) -> list[tuple[Expr, Callable[[Expr], Expr], int]]:
     """How tiles cover `width` columns: for each kind of tile how many, where the i-th begins, and its columns.
 
-    `whole`: the width holds at least one tile. Then the last one overlaps the one before it rather than being smaller: a
-    second body would cost more. Else full tiles and single columns.
+    `whole`: the width holds at least one tile. Then the last one overlaps the one before it rather than being smaller:
+    a second body would cost more. Else full tiles and single columns.
     """
     size = k.size(width)
     if whole:

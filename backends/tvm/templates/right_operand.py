@@ -44,8 +44,9 @@ class RightOperand:
         values = k.array(self.node)
         if values is None:
             return None
-        index = self.element(*np.ogrid[tuple(slice(size) for size in self._sizes)])  # type: ignore[arg-type]
-        return values[tuple(np.broadcast_arrays(*index))]
+        index = self.element(*np.ogrid[tuple(slice(int(size)) for size in self._sizes)])
+        result: np.ndarray[Any, Any] = values[tuple(np.broadcast_arrays(*index))]
+        return result
 
     def packed(self, k: KernelBuilder, mac: MultiplyAccumulate) -> tirx.Buffer:
         """The packed operand as a flat buffer of the kernel."""
@@ -74,13 +75,14 @@ class RightOperand:
             sums = shift * known.astype(np.int64).sum((2, 3)).ravel() + (0 if offset is None else offset)
             table = k.constant(sums.astype(np.int32), f"{self.node.name}: bias less the zero point's share")
             return lambda n: table[n]
-        sums = k.packed(
-            Packed(
-                self.node, ("sums", self.kind, *self._sizes), 4 * int(self.matrices * self.columns), self._sum, "int32"
-            )
-        )
-        added = (lambda n: k.tensor(bias).load([n])) if bias is not None else (lambda n: T.int32(0))
-        return lambda n: added(n) + sums[n] * T.int32(shift)
+        size = 4 * int(self.matrices * self.columns)
+        sums = k.packed(Packed(self.node, ("sums", self.kind, *self._sizes), size, self._sum, "int32"))
+
+        def corrected(n: Expr) -> Expr:
+            share = sums[n] * T.int32(shift)
+            return share if bias is None else share + k.tensor(bias).load([n])
+
+        return corrected
 
     def _sum(self, k: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
         """Sum the weights of each column."""

@@ -1,7 +1,7 @@
 """Run graphs through the TVM backend and through torch, many operators in one compilation.
 
-A test module's CASES name operators and arguments, {"name": (operator, *arguments, {keywords})}; (operator, i) picks the
-i-th result. Tensors become inputs of the graph; an nn.Parameter becomes a stored tensor.
+A test module's CASES name operators and arguments, {"name": (operator, *arguments, {keywords})}; (operator, i) picks
+the i-th result. Tensors become inputs of the graph; an nn.Parameter becomes a stored tensor.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Suite:
 
     def __init__(self, cases: dict[str, tuple[Any, ...]], rtol: float, atol: float) -> None:
         self._cases, self._rtol, self._atol = cases, rtol, atol
-        self._results = cache(self._execute)
+        self.results = cache(self._execute)
 
     def _execute(self, target: str) -> dict[str, tuple[Tensor, Tensor]]:
         graph, inputs = build(self._cases)
@@ -107,7 +107,7 @@ class Suite:
 
     def check(self, name: str, target: str = "host") -> None:
         require(target)
-        got, expected = self._results(target)[name]
+        got, expected = self.results(target)[name]
         loose = expected.is_floating_point()
         torch.testing.assert_close(
             got, expected, rtol=self._rtol * loose, atol=self._atol * loose, equal_nan=True, check_stride=False

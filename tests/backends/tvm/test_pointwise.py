@@ -10,8 +10,10 @@ aten, quantized = torch.ops.aten, torch.ops.graphc
 torch.manual_seed(0)
 
 ODD = torch.tensor(
-    [0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, 1e-30, 1e30, -1e30, 88.0, -88.0, 100.0, -104.0, 3.0e38]
-    + [math.inf, -math.inf, math.nan]
+    [
+        *(0.0, -0.0, 1.0, -1.0, 0.5, 1e-40, -1e-40, 1e-30, 1e30, -1e30, 88.0, -88.0, 100.0, -104.0, 3.0e38),
+        *(math.inf, -math.inf, math.nan),
+    ]
 )
 X = torch.cat([ODD, torch.randn(1000) * 4])
 POSITIVE = X.abs()
