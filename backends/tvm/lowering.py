@@ -104,7 +104,7 @@ def reject_unsupported(graph: Graph, isa: InstructionSet) -> None:
     for node in operators(graph):
         reason = unsupported(node, isa)
         if reason is not None:
-            found.append(Unsupported(node.name, name_of(node), node.meta.get("path", ""), reason))
+            found.append(Unsupported(node.name, name_of(node).partition("#")[0], node.meta.get("path", ""), reason))
     for node in graph.placeholders:
         if type_of(node).dtype not in TVM_DTYPES:
             found.append(Unsupported(node.name, "input", "", "no kernel takes this type; convert it to f32"))
