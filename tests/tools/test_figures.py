@@ -1,0 +1,48 @@
+"""The figures' program, on a few images: what it says of all of them stands in the README."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from graphc.runtime import emulator
+from graphc.tools import figures
+
+
+@pytest.fixture
+def emulated(data):
+    try:
+        emulator.find("arm64")
+    except figures.graphc.errors.TargetError as missing:
+        pytest.skip(str(missing))
+
+
+def test_resnet20(emulated):
+    found = figures.resnet20(24)
+    assert found["images"] == found["fp32: images predicted as torch does"] == 24
+    assert found["int8: images predicted as torch does"] >= 22
+    assert found["int8 bytes of weights / fp32 bytes of weights"] <= 0.27
+    assert found["int8 bytes of weights / fp32 parameters"] <= 0.27
+    assert found["arm64 fp32: same top-1 as the host"] == found["arm64 fp32: images"] == 24
+    assert found["arm64 int8: logits bit-equal to the host's"] == found["arm64 int8: images"] == 24
+
+
+def test_output_is_json(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(figures.FIGURES, "time", lambda limit: {"seconds": 0.125, "limit": limit})
+    assert figures.main(["time", "--limit", "3", "--output", str(tmp_path / "figures.json")]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"time": {"seconds": 0.125, "limit": 3}}
+    assert "0.125" in capsys.readouterr().out
+
+
+def test_an_unknown_figure_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        figures.main(["tme"])
+    assert "known: resnet20, models" in capsys.readouterr().err
+
+
+def test_runs_take_turns():
+    order: list[str] = []
+    times = figures.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 10)
+    assert order == ["a", "b"] * 11
+    assert {who: len(taken) for who, taken in times.items()} == {"a": 10, "b": 10}
