@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import sympy
 import torch
 import tvm
 from torch import fx
@@ -106,6 +107,17 @@ class TensorView:
         T.buffer_store(self.buffer, value, [self.offset(index)])
 
 
+# Sizes are not negative: truncated division is the floor, and one instruction.
+_RULES: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "+": lambda a, b: a + b,
+    "*": lambda a, b: a * b,
+    "//": T.truncdiv,
+    "%": T.truncmod,
+    "max": T.max,
+    "min": T.min,
+}
+
+
 def integer(value: int) -> Expr:
     """An index: every index is 64 bits wide."""
     return T.int64(value)
@@ -145,6 +157,7 @@ class KernelBuilder:
         self._buffers: list[tirx.Buffer] = []
         self._views: dict[fx.Node, TensorView] = {}
         self._symbols: dict[str, tirx.Var] = {}
+        self._sizes: dict[Size, tuple[tirx.Var, Expr]] = {}
         self._frames = ExitStack()
 
     def __enter__(self) -> KernelBuilder:
@@ -163,9 +176,11 @@ class KernelBuilder:
         declared = [
             tirx.DeclBuffer(buffer, data=data) for buffer, data in zip(self._buffers, self._parameters, strict=True)
         ]
+        computed = [tirx.Bind(name, value) for name, value in self._sizes.values() if not isinstance(value, tirx.Var)]
+        body = self._builder.get().body
         function = tirx.PrimFunc(
             [*self._parameters, *self._symbols.values()],
-            tirx.SeqStmt([*declared, self._builder.get().body]) if declared else self._builder.get().body,
+            tirx.SeqStmt([*declared, *computed, body]) if declared or computed else body,
             tvm.ir.PrimType("int32"),
         )
         return Kernel(function, tuple(self._operands), tuple(self._symbols), self.template, self.reason)
@@ -173,18 +188,19 @@ class KernelBuilder:
     # -- sizes -----------------------------------------------------------------------------------
 
     def size(self, size: Size) -> Expr:
-        """A size as an index expression; symbols become parameters."""
+        """A size as an index expression; symbols become parameters, what is computed from them a variable."""
+        if isinstance(size, int):
+            return integer(size)
+        if size not in self._sizes:
+            variable = tirx.Var(f"size{len(self._sizes)}", "int64")
+            self._sizes[size] = (variable, sizes.fold(size, self._leaf, lambda name, args: _RULES[name](*args)))
+        variable, value = self._sizes[size]
+        return value if isinstance(value, tirx.Var) else variable
 
-        def leaf(item: Any) -> Expr:
-            if isinstance(item, int):
-                return integer(item)
-            if item.name not in self._symbols:
-                self._symbols[item.name] = tirx.Var(item.name, "int64")
-            return self._symbols[item.name]
-
-        rules = {"+": lambda a, b: a + b, "*": lambda a, b: a * b, "//": T.floordiv, "%": T.floormod, "max": T.max}
-        rules["min"] = T.min
-        return sizes.fold(size, leaf, lambda name, args: rules[name](*args))
+    def _leaf(self, item: int | sympy.Symbol) -> Expr:
+        if isinstance(item, int):
+            return integer(item)
+        return self._symbols.setdefault(item.name, tirx.Var(item.name, "int64"))
 
     # -- operands --------------------------------------------------------------------------------
 

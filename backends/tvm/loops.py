@@ -41,11 +41,11 @@ def vector_loop(k: KernelBuilder, extent: int | Expr, lanes: int, body: Callable
 
 
 def unflatten(flat: Expr, extents: Sequence[Expr]) -> list[Expr]:
-    """The row-major multi-index of a flat one."""
+    """The row-major multi-index of a flat one, which is not negative."""
     index: list[Expr] = []
     for extent in reversed(extents[1:]):
-        index.append(T.floormod(flat, extent))
-        flat = T.floordiv(flat, extent)
+        index.append(T.truncmod(flat, extent))
+        flat = T.truncdiv(flat, extent)
     return [flat, *reversed(index)] if extents else []
 
 

@@ -11,6 +11,7 @@ from graphc.backends.tvm import sizes
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.index_functions.views import dim_of, part
 from graphc.backends.tvm.kernel import Expr, Index, integer
+from graphc.backends.tvm.loops import unflatten
 from graphc.backends.tvm.operations import dtype_of, rank_of, shape_of
 from graphc.backends.tvm.scalars import equal
 from graphc.tensor_type import Size
@@ -34,12 +35,8 @@ def _roll(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
         flat = inner[0]
         for dim in range(1, len(shape)):
             flat = flat * at.size(shape[dim]) + inner[dim]
-        volume = at.size(sizes.product(shape))
-        flat = T.floormod(flat - args["shifts"][0], volume)
-        for dim in reversed(range(1, len(shape))):
-            inner[dim] = T.floormod(flat, at.size(shape[dim]))
-            flat = T.floordiv(flat, at.size(shape[dim]))
-        return at(args["self"], [flat, *inner[1:]])
+        flat = T.floormod(flat - args["shifts"][0], at.size(sizes.product(shape)))
+        return at(args["self"], unflatten(flat, [at.size(size) for size in shape]))
     for dim, shift in zip(args["dims"], args["shifts"], strict=True):
         dim = dim_of(dim, len(shape))
         inner[dim] = T.floormod(inner[dim] - at.size(shift), at.size(shape[dim]))
@@ -66,14 +63,9 @@ def _repeat_interleave(at: At, args: dict[str, Any], index: Index, node: fx.Node
     source, repeats = args["self"], args["repeats"]
     shape = shape_of(source)
     if args["dim"] is None:
-        flat = index[0] // at.size(repeats)
-        inner: list[Expr] = []
-        for size in reversed(shape[1:]):
-            inner.insert(0, flat % at.size(size))
-            flat = flat // at.size(size)
-        return at(source, [flat, *inner] if shape else [])
+        return at(source, unflatten(T.truncdiv(index[0], at.size(repeats)), [at.size(size) for size in shape]))
     dim = dim_of(args["dim"], len(shape))
-    return at(source, [*index[:dim], index[dim] // at.size(repeats), *list(index)[dim + 1 :]])
+    return at(source, [*index[:dim], T.truncdiv(index[dim], at.size(repeats)), *list(index)[dim + 1 :]])
 
 
 # -- which input an element comes from depends on its index: loads are guarded ------------------------

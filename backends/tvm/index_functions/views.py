@@ -8,11 +8,11 @@ from typing import Any
 
 import sympy
 from torch import fx
-from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import sizes
 from graphc.backends.tvm.evaluate import At, index_function
 from graphc.backends.tvm.kernel import Expr, Index, integer
+from graphc.backends.tvm.loops import unflatten
 from graphc.backends.tvm.operations import SPLITS, name_of, shape_of, subject
 from graphc.tensor_type import Size
 
@@ -171,10 +171,8 @@ def _reshape_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Ex
         flat = index[real_target[0]]
         for dim in real_target[1:]:
             flat = flat * at.size(new[dim]) + index[dim]
-        for dim in reversed(real_source[1:]):
-            inner[dim] = T.floormod(flat, at.size(old[dim]))
-            flat = T.floordiv(flat, at.size(old[dim]))
-        inner[real_source[0]] = flat
+        for dim, position in zip(real_source, unflatten(flat, [at.size(old[dim]) for dim in real_source]), strict=True):
+            inner[dim] = position
     return at(args["self"], inner)
 
 
@@ -261,8 +259,4 @@ def _as_strided_at(at: At, args: dict[str, Any], index: Index, node: fx.Node) ->
     flat = at.size(args["storage_offset"] or 0)
     for position, stride in zip(index, args["stride"], strict=True):
         flat = flat + position * at.size(stride)
-    inner: list[Expr] = []
-    for size in reversed(shape_of(args["self"])[1:]):
-        inner.insert(0, flat % at.size(size))
-        flat = flat // at.size(size)
-    return at(args["self"], [flat, *inner] if shape_of(args["self"]) else [])
+    return at(args["self"], unflatten(flat, [at.size(size) for size in shape_of(args["self"])]))

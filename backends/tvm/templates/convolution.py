@@ -19,7 +19,7 @@ from graphc.backends.tvm.evaluate import At, constant
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
-from graphc.backends.tvm.loops import PARALLEL_WORK, vector_loop
+from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
 from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, rank_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.backends.tvm.templates import multiply_accumulate
@@ -247,7 +247,8 @@ def pad_image(group: Group, k: KernelBuilder, g: Geometry, target: TensorView, f
 
     parallel = k.ranges.maximum(product(target.shape)) >= PARALLEL_WORK
     with k.loop(k.size(g.batch) * height, parallel) as flat:
-        n, below = flat // height, flat % height - g.before[0]
+        n, row = unflatten(flat, [k.size(g.batch), height])
+        below = row - g.before[0]
         start = flat * pitch
         inside = T.And(below >= 0, below < k.size(g.image[0]) * g.spread[0])
         if g.spread[0] != 1:

@@ -15,7 +15,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.layout import memory_order
-from graphc.backends.tvm.loops import nest
+from graphc.backends.tvm.loops import nest, unflatten
 from graphc.backends.tvm.operations import arguments, dtype_of, name_of, rank_of, shape_of, type_of
 from graphc.backends.tvm.pointwise import cast
 from graphc.backends.tvm.reducers import ALL, ANY, MAXIMUM, MINIMUM, PRODUCT, SUM, Reducer, by_columns, by_row
@@ -242,12 +242,7 @@ def _emit_position(
         for extent in size:
             volume = volume * extent
         with k.loop(volume) as flat:
-            inner: list[Expr] = []
-            rest = flat
-            for extent in reversed(size[1:]):
-                inner.insert(0, rest % extent)
-                rest = rest // extent
-            item = read([rest, *inner])
+            item = read(unflatten(flat, size))
             held = T.Bind(best[zero])
             better = item > held if largest else item < held
             if scalars.is_float(item):

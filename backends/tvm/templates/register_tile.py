@@ -105,7 +105,7 @@ def emit_pack(
     panels, steps = k.size(_ceil(columns, mac.width)), k.size(_ceil(run, mac.depth))
     size = k.ranges.maximum(packed_elements(matrices, columns, taps, run, mac))
     with k.loop(k.size(matrices) * panels, parallel=size >= PARALLEL_WORK) as flat:
-        matrix, panel = flat // panels, flat % panels
+        matrix, panel = unflatten(flat, [k.size(matrices), panels])
         with k.loop(taps) as tap, k.loop(steps) as step, k.loop(mac.width) as lane, k.loop(mac.depth) as part:
             n, j = panel * mac.width + lane, step * mac.depth + part
             inside = T.And(n < k.size(columns), j < k.size(run))
