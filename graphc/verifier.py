@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 from graphc.errors import VerificationError
 from graphc.graph import Graph, is_item
 from graphc.operators.inference import infer
-from graphc.tensor_type import TensorType
+from graphc.tensor_type import TensorType, symbol
 
 
 def verify(graph: Graph) -> None:
@@ -18,7 +18,7 @@ def verify(graph: Graph) -> None:
       arguments given by place wherever the schema allows,
     - every value is defined before it is used, and names are unique,
     - every recorded type is what the operator's shape rule says, every weight's what its tensor says,
-    - every symbol in a type is declared, with a range from 1,
+    - every symbol in a type is declared, with a range from 1, and is a dimension of an input,
     - fused groups are convex: no path leaves a group and comes back.
     """
     seen: set[fx.Node] = set()
@@ -49,6 +49,8 @@ def verify(graph: Graph) -> None:
     for name, known in graph.symbols.items():
         if not 1 <= known.minimum <= known.maximum:
             raise VerificationError(f"size '{name}' cannot lie in [{known.minimum}, {known.maximum}]")
+        if not any(symbol(name) in node.meta["type"].shape for node in graph.placeholders):
+            raise VerificationError(f"size '{name}' is no dimension of an input by itself, so that no call tells it")
     _check_groups(graph)
 
 

@@ -44,9 +44,10 @@ OUTLIERS = torch.cat([NORMAL, torch.tensor([60.0, -45.0])])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "values",
-    [NORMAL, NORMAL.abs(), -NORMAL.abs() - 3, NORMAL.abs() + 3, OUTLIERS, torch.zeros(5), torch.full((5,), -2.0), torch.ones(1),
-     NORMAL * 1e-30, NORMAL * 1e30, torch.tensor([0.0, 1.0]), (NORMAL > 0).float()],
-    ids=["normal", "positive", "far below", "far above", "outliers", "zeros", "constant", "one", "tiny", "huge", "two", "bits"],
+    [NORMAL, NORMAL.abs(), -NORMAL.abs() - 3, NORMAL.abs() + 3, OUTLIERS, torch.zeros(5), torch.full((5,), -2.0),
+     torch.ones(1), NORMAL * 1e-30, NORMAL * 1e30, torch.tensor([0.0, 1.0]), (NORMAL > 0).float()],
+    ids=["normal", "positive", "far below", "far above", "outliers", "zeros", "constant", "one", "tiny", "huge", "two",
+         "bits"],
 )  # fmt: skip
 def test_the_interval_holds_nought_and_no_more_than_what_was_seen(method, values):
     low, high = interval(observed(values), method)
@@ -110,10 +111,13 @@ X = torch.randn(2, 3)
 
 @pytest.mark.parametrize(
     "data",
-    [[X, X], [(X,), [X]], iter([X, X]), (X for _ in range(2)), [X.numpy(), [X.tolist()]], [(X, 3), (X, torch.tensor([1, 2]))],
-     [torch.cat([X, X])], torch.utils.data.DataLoader(torch.cat([X, X]), batch_size=2), torch.stack([X, X]),
+    [[X, X], [(X,), [X]], iter([X, X]), (X for _ in range(2)), [X.numpy(), [X.tolist()]],
+     [(X, 3), (X, torch.tensor([1, 2]))], [torch.cat([X, X])],
+     torch.utils.data.DataLoader(torch.cat([X, X]), batch_size=2),
+     torch.stack([X, X]),
      [np.ones((2, 3), np.float32), X]],
-    ids=["tensors", "tuples", "iterator", "generator", "numpy and lists", "labels", "larger batch", "loader", "stacked", "mixed"],
+    ids=["tensors", "tuples", "iterator", "generator", "numpy and lists", "labels", "larger batch", "loader", "stacked",
+         "mixed"],
 )  # fmt: skip
 def test_data_in_every_form(data):
     found = batches(graph(), data)
@@ -129,7 +133,7 @@ def test_keyword_inputs():
         ((one, other),) = batches(known, [item])
         assert torch.equal(one, X)
         assert torch.equal(other, X + 1)
-    with pytest.raises(CalibrationError, match="calibration batch 0: .*'y'"):
+    with pytest.raises(CalibrationError, match=r"calibration batch 0: .*'y'"):
         batches(known, [{"x": X}])
 
 

@@ -44,9 +44,9 @@ def test_meaning(value):
     "text",
     [
         "", " ", "²", "1.5", "'a'", "a.b", "a.__class__", "f(a)", "__import__('os').system('true')", "exec('1')",
-        "a[0]", "[a]", "(a, b)", "lambda: 1", "a if b else 1", "a and b", "a < b", "not a", "a := 1", "*a", "a;b", "a\nb",
-        "f'{a}'",
-        "a = 1", "Max(*a)", "Max(a)(b)", "Mod(a)", "Mod(a, 0)", "a//0", "a % 0", "1/0", "0/0", "1/2", "2**-1", "Max()",
+        "a[0]", "[a]", "(a, b)", "lambda: 1", "a if b else 1", "a and b", "a < b", "not a", "a := 1", "*a", "a;b",
+        "a\nb", "f'{a}'", "a = 1",
+        "Max(*a)", "Max(a)(b)", "Mod(a)", "Mod(a, 0)", "a//0", "a % 0", "1/0", "0/0", "1/2", "2**-1", "Max()",
         "a**b", "9**9**9", "a**99999999", "(" * 3000, "-" * 3000 + "1", "9" * 5000, "\0", "None", "True", "1j", "...",
         "await a", "a@b", "a<<3", "class",
     ],

@@ -91,9 +91,26 @@ def test_dynamic_size_that_one_value_fits_only(graph):
     """A sum of f32[2, 3] and f32[n] has a type where n = 3, which nobody promised."""
     with (
         graph.fx.inserting_before(graph.output),
-        pytest.raises(VerificationError, match="'n' is dynamic, but would have"),
+        pytest.raises(VerificationError, match="Attempting to broadcast"),
     ):
         graph.call(aten.add.Tensor, node(graph, "x"), node(graph, "spare"))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 2), (-2, 9), (1, 3)])
+def test_dynamic_size_that_large_values_fit_only(graph, start, stop):
+    """Two rows cut from n: fewer where n is 1. A cut at the maximum or beyond is all there is."""
+    with (
+        graph.fx.inserting_before(graph.output),
+        pytest.raises(VerificationError, match="but where n = 1 its shape is"),
+    ):
+        graph.call(aten.slice.Tensor, node(graph, "spare"), 0, start, stop)
+    with graph.fx.inserting_before(graph.output):
+        assert graph.call(aten.slice.Tensor, node(graph, "spare"), 0, 0, 4).meta["type"].shape == (symbol("n"),)
+
+
+def test_size_that_no_input_tells(graph):
+    graph.symbols["m"] = SymbolRange(1, 4)
+    wrong(graph, "size 'm' is no dimension of an input by itself, so that no call tells it")
 
 
 def test_wrong_number_of_arguments(graph):

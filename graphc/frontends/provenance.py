@@ -20,7 +20,7 @@ def module_path(node: fx.Node) -> str:
 def explain(model: nn.Module, failures: Sequence[Exception]) -> str:
     """What stopped the export, in the user's layer and line."""
     layer, line = _place(model, failures[0])
-    where = f" in layer '{layer}' ({line})" if layer else ""
+    where = (f" in layer '{layer}'" if layer else "") + (f" ({line})" if line else "")
     text = str(failures[0]).strip()
     first = text.splitlines()[0] if text else type(failures[0]).__name__
     hint = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -222,6 +223,7 @@ class _Symbols:
             if old not in occurring:
                 continue
             name = names.get(str(old), f"size{len(self._new)}")
+            name += "_" * keyword.iskeyword(name)  # sizes are read by Python's parser
             if not isinstance(bounds.upper, sympy.Integer) or int(bounds.upper) >= 2**31:
                 raise CaptureError(
                     f"dynamic size '{name}' has no maximum, which memory planning needs: "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import sympy
@@ -96,32 +97,54 @@ class _Sizes:
 
     def enter(self, argument: Any) -> Any:
         """An argument with sizes for expressions and empty tensors for nodes."""
-        if isinstance(argument, fx.Node):
-            types = argument.meta["type"]
-            return tuple(self._empty(t) for t in types) if isinstance(types, tuple) else self._empty(types)
-        if isinstance(argument, sympy.Expr):
-            hint = int(argument.subs(self.hints))
-            return self.environment.create_symintnode(argument.subs(self.inward), hint=hint)
-        if isinstance(argument, tuple | list):
-            return type(argument)(self.enter(item) for item in argument)
-        if isinstance(argument, dict):
-            return {key: self.enter(item) for key, item in argument.items()}
-        return self.device if isinstance(argument, torch.device) else argument
+        return _enter(argument, self._size, self.device)
 
-    def _empty(self, kind: TensorType) -> torch.Tensor:
-        return torch.empty(self.enter(kind.shape), dtype=kind.dtype, device=self.device)
-
-    def check_free(self) -> None:
-        """Raise ValueError where the rule holds for one value of a dynamic size only: it met a size it must equal."""
-        for own, known in self.outward.items():
-            if own in self.environment.replacements:
-                fixed = self.environment.replacements[own].subs(self.outward)
-                raise ValueError(f"'{known}' is dynamic, but would have to be {fixed}")
+    def _size(self, size: sympy.Expr) -> Any:
+        return self.environment.create_symintnode(size.subs(self.inward), hint=int(size.subs(self.hints)))
 
     def leave(self, tensor: torch.Tensor) -> TensorType:
         """The type of a result, in the graph's symbols."""
         kind = TensorType.of(tensor)
         return TensorType(tuple(s if isinstance(s, int) else s.subs(self.outward) for s in kind.shape), kind.dtype)
+
+
+def _enter(argument: Any, size: Callable[[sympy.Expr], Any], device: torch.device) -> Any:
+    if isinstance(argument, fx.Node):
+        types = argument.meta["type"]
+        empties = [
+            torch.empty(_enter(kind.shape, size, device), dtype=kind.dtype, device=device)
+            for kind in (types if isinstance(types, tuple) else (types,))
+        ]
+        return tuple(empties) if isinstance(types, tuple) else empties[0]
+    if isinstance(argument, sympy.Expr):
+        return size(argument)
+    if isinstance(argument, tuple | list):
+        return type(argument)(_enter(item, size, device) for item in argument)
+    if isinstance(argument, dict):
+        return {key: _enter(item, size, device) for key, item in argument.items()}
+    return device if isinstance(argument, torch.device) else argument
+
+
+def _check_ends(node: fx.Node, found: Any, symbols: Mapping[sympy.Symbol, SymbolRange]) -> None:
+    """Raise ValueError where a type over dynamic sizes is wrong at the least or the greatest of them.
+
+    The shape rule looked at sizes near the maximum; the first rows of a batch, say, are fewer where the batch is small.
+    """
+    meta = torch.device("meta")
+    for end in ("minimum", "maximum"):
+        values = {known: getattr(allowed, end) for known, allowed in symbols.items()}
+        number = partial(_number, values)
+        args, kwargs = _enter(node.args, number, meta), _enter(dict(node.kwargs), number, meta)
+        real = node.target(*args, **kwargs)  # type: ignore[operator]
+        for kind, tensor in zip(*((x if isinstance(x, tuple | list) else (x,)) for x in (found, real)), strict=True):
+            shape = tuple(size if isinstance(size, int) else number(size) for size in kind.shape)
+            if shape != tuple(tensor.shape):
+                where = ", ".join(f"{known} = {value}" for known, value in values.items())
+                raise ValueError(f"the result is {kind}, but where {where} its shape is {tuple(tensor.shape)}")
+
+
+def _number(values: Mapping[sympy.Symbol, int], size: sympy.Expr) -> int:
+    return int(size.subs(values))
 
 
 def _infer(node: fx.Node, symbols: Mapping[str, SymbolRange]) -> NodeType:
@@ -131,16 +154,17 @@ def _infer(node: fx.Node, symbols: Mapping[str, SymbolRange]) -> NodeType:
         logging.disable(logging.CRITICAL)  # torch logs a traceback before it raises
         with sizes.mode, sizes.dispatcher:
             value = node.target(*sizes.enter(node.args), **sizes.enter(dict(node.kwargs)))  # type: ignore[operator]
-        sizes.check_free()
+        several = not isinstance(value, torch.Tensor)
+        found: NodeType = tuple(sizes.leave(item) for item in value) if several else sizes.leave(value)
+        if sizes.outward:
+            _check_ends(node, found, {known: symbols[known.name] for known in sizes.outward.values()})
     except Exception as error:
         where = f" (layer '{node.meta.get('path')}')" if node.meta.get("path") else ""
         types = ", ".join(f"%{used.name}: {used.meta['type']}" for used in node.all_input_nodes)
         raise VerificationError(f"%{node.name} = {node.target}{where} cannot take {types}: {error}") from error
     finally:
         logging.disable(disabled)
-    if isinstance(value, torch.Tensor):
-        return sizes.leave(value)
-    return tuple(sizes.leave(item) for item in value)
+    return found
 
 
 def _sizes(argument: Any) -> Iterator[sympy.Expr]:
