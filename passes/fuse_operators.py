@@ -105,8 +105,7 @@ class FuseOperators(Pass):
         """The group of an element-wise node: those of its inputs that nothing else reads, with at most one anchor."""
         group = _Group([node])
         # The input computed last comes first: an anchor that waits for others is the one to finish the sum.
-        order = {item: place for place, item in enumerate(groups)}
-        for source in sorted((s for s in node.all_input_nodes if s in groups), key=order.__getitem__, reverse=True):
+        for source in sorted((s for s in node.all_input_nodes if s in groups), reverse=True):
             other = groups[source]
             mergeable = set(source.users) == {node} and _same_shape(source, node) and other is not group
             if not mergeable or (group.anchored and other.anchored):
