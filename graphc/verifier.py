@@ -19,7 +19,7 @@ def verify(graph: Graph) -> None:
     - every value is defined before it is used, and names are unique,
     - every recorded type is what the operator's shape rule says, every weight's what its tensor says,
     - every symbol in a type is declared, with a range from 1, and is a dimension of an input,
-    - fused groups are convex: no path leaves a group and comes back.
+    - fused groups are convex (no path leaves a group and comes back) and have one result that is used outside.
     """
     seen: set[fx.Node] = set()
     names: set[str] = set()
@@ -87,7 +87,9 @@ def _check_type(graph: Graph, node: fx.Node) -> None:
 
 
 def _check_groups(graph: Graph) -> None:
-    """A group must be able to run at once: no member may depend on a member through a node outside."""
+    """A group must be able to run at once: no member may depend on a member through a node outside, and one value
+    alone is seen outside."""
+    results: dict[int, fx.Node] = {}
     outside_of: dict[fx.Node, set[int]] = {}
     for node in graph:
         group = node.meta.get("group")
@@ -99,6 +101,10 @@ def _check_groups(graph: Graph) -> None:
                 reached.add(theirs)
         if group is not None and group in reached:
             raise _wrong(node, f"is in group {group}, but depends on that group through a node outside it")
+        if group is not None and any(user.meta.get("group") != group for user in node.users):
+            other = results.setdefault(group, node)
+            if other is not node:
+                raise _wrong(node, f"is used outside of group {group}, as is %{other.name}: a group has one result")
         outside_of[node] = reached
 
 

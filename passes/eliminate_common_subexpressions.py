@@ -45,7 +45,8 @@ class EliminateCommonSubexpressions(Pass):
             elif node.op == "call_function" and torch.Tag.nondeterministic_seeded not in getattr(
                 node.target, "tags", ()
             ):
-                key = (node.target, _key(node.args), _key(dict(node.kwargs)))
+                # A fused group keeps its own: one value alone may be seen outside of it.
+                key = (node.target, _key(node.args), _key(dict(node.kwargs)), node.meta.get("group"))
             else:
                 continue
             earlier = known.setdefault(key, node)

@@ -207,6 +207,14 @@ def test_group_that_waits_for_itself_through_another(graph):
     wrong(graph, "%negative (layer 'body.0') is in group 1")
 
 
+def test_group_with_two_results(graph):
+    for name in ("total", "result"):
+        node(graph, name).meta["group"] = 1
+    with graph.fx.inserting_before(graph.output):
+        graph.call(aten.neg.default, node(graph, "total"))
+    wrong(graph, "%result (layer 'body.0') is used outside of group 1, as is %total: a group has one result")
+
+
 def test_groups_side_by_side(graph):
     for name, group in (("total", 1), ("result", 1), ("negative", 2)):
         node(graph, name).meta["group"] = group
