@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from graphc.backends.tvm.kernel import Kernel
 from graphc.backends.tvm.sizes import c_text
-from graphc.tensor_type import Size, SymbolRange, TensorType
+from graphc.tensor_type import DTYPE_NAMES, Size, SymbolRange, TensorType
 
 
 @dataclass(frozen=True)
@@ -42,46 +41,34 @@ def entry_c(
     symbols: dict[str, SymbolRange],
     bytes_of: dict[str, int],
     features: Sequence[str],
-    names: dict[Any, str],
 ) -> str:
-    """The text of entry.c. `bytes_of`: sizes of weights, state and arena; `names`: graphc's names of torch's dtypes."""
+    """The text of entry.c. `bytes_of`: sizes of weights, state and arena."""
     known = list(symbols)
-    lines = ['#include "model.h"', "", "/* Kernels: operands, then dynamic sizes. */"]
-    declared = {call.symbol: call.kernel for call in calls}
-    for symbol, kernel in declared.items():
-        types = ["void *"] * len(kernel.operands) + ["int64_t"] * len(kernel.symbols)
-        lines.append(f"GRAPHC_KERNEL int32_t {symbol}({', '.join(types) or 'void'});")
-    lines += ["", "/* Steps. */"]
-    for number, call in enumerate(calls):
-        passed = [_pointer(location, known) for location in call.locations]
-        passed += [f"frame->symbols[{known.index(name)}]" for name in call.kernel.symbols]
-        uses = (
-            "const int64_t *symbols = frame->symbols; "
-            if any("symbols[" in p and "->" not in p for p in passed)
-            else ""
-        )
-        lines.append(f"static int32_t step_{number}(const graphc_frame *frame) {{")
-        lines.append(f"  {uses}(void)frame;" if not passed else f"  {uses}return {call.symbol}({', '.join(passed)});")
-        if not passed:
-            lines.append(f"  return {call.symbol}();")
-        lines.append("}")
-    lines += ["", "static const graphc_step steps[] = {"]
-    lines += [f"  {{{quote(call.symbol)}, step_{number}}}," for number, call in enumerate(calls)]
-    lines += ["  {0, 0},", "};", ""]
-    for title, tensors in (("inputs", inputs), ("outputs", outputs)):
-        lines.append(f"static const graphc_tensor_info {title}[] = {{")
-        for name, kind in tensors:
-            lines.append(f"  {{{quote(name)}, GRAPHC_{names[kind.dtype].upper()}, {len(kind.shape)}}},")
-        lines += ["  {0, 0, 0},", "};", ""]
-    lines.append("static const graphc_symbol symbol_table[] = {")
-    lines += [f"  {{{quote(name)}, {known.minimum}, {known.maximum}}}," for name, known in symbols.items()]
-    lines += ["  {0, 0, 0},", "};", ""]
-    lines.append("static void shapes(const int64_t *symbols, int64_t *dims) {")
     sizes = [size for _, kind in (*inputs, *outputs) for size in kind.shape]
-    lines += [f"  dims[{place}] = {c_text(size, known)};" for place, size in enumerate(sizes)]
-    lines += ["  (void)symbols;", "  (void)dims;", "}", ""]
-    lines.append(f"static const char *const features[] = {{{', '.join([*map(quote, features), '0'])}}};")
-    lines += [
+    lines = [
+        '#include "model.h"',
+        "",
+        "/* Kernels: operands, then dynamic sizes. */",
+        *_declarations(calls),
+        "",
+        "/* Steps. */",
+        *_steps(calls, known),
+        "",
+        *_table("graphc_step", "steps", [f"{quote(call.symbol)}, step_{i}" for i, call in enumerate(calls)]),
+        *_table("graphc_tensor_info", "inputs", [_tensor(*item) for item in inputs]),
+        *_table("graphc_tensor_info", "outputs", [_tensor(*item) for item in outputs]),
+        *_table(
+            "graphc_symbol",
+            "symbol_table",
+            [f"{quote(name)}, {size.minimum}, {size.maximum}" for name, size in symbols.items()],
+        ),
+        "static void shapes(const int64_t *symbols, int64_t *dims) {",
+        *(f"  dims[{place}] = {c_text(size, known)};" for place, size in enumerate(sizes)),
+        "  (void)symbols;",
+        "  (void)dims;",
+        "}",
+        "",
+        f"static const char *const features[] = {{{', '.join([*map(quote, features), '0'])}}};",
         "",
         "const graphc_program graphc_the_program = {",
         "  .abi = GRAPHC_ABI,",
@@ -96,8 +83,36 @@ def entry_c(
     return "\n".join(lines)
 
 
+def _declarations(calls: Sequence[Call]) -> list[str]:
+    declared = {call.symbol: call.kernel for call in calls}
+    return [
+        f"GRAPHC_KERNEL int32_t {symbol}({', '.join(['void *'] * len(k.operands) + ['int64_t'] * len(k.symbols))});"
+        for symbol, k in declared.items()
+    ]
+
+
+def _steps(calls: Sequence[Call], symbols: Sequence[str]) -> list[str]:
+    lines = []
+    for number, call in enumerate(calls):
+        passed = [_pointer(location, symbols) for location in call.locations]
+        passed += [f"frame->symbols[{symbols.index(name)}]" for name in call.kernel.symbols]
+        lines += [f"static int32_t step_{number}(const graphc_frame *frame) {{"]
+        lines += [f"  return {call.symbol}({', '.join(passed)});", "}"]
+    return lines
+
+
 def _pointer(location: Location, symbols: Sequence[str]) -> str:
-    offset = c_text(location.offset, symbols)
     base = f"frame->{location.base}"
-    cast = "(uint8_t *)" if location.base not in ("state", "arena") else ""
-    return f"{cast}{base} + {offset}" if offset != "0" else f"(void *){base}"
+    if location.offset == 0:
+        return f"(void *){base}"
+    cast = "" if location.base in ("state", "arena") else "(uint8_t *)"
+    return f"{cast}{base} + {c_text(location.offset, symbols, 'frame->symbols')}"
+
+
+def _tensor(name: str, kind: TensorType) -> str:
+    return f"{quote(name)}, GRAPHC_{DTYPE_NAMES[kind.dtype].upper()}, {len(kind.shape)}"
+
+
+def _table(kind: str, name: str, rows: Sequence[str]) -> list[str]:
+    """A static array, closed by a row of noughts: C has no empty arrays."""
+    return [f"static const {kind} {name}[] = {{", *(f"  {{{row}}}," for row in rows), "  {0},", "};", ""]

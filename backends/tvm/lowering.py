@@ -73,9 +73,9 @@ def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> 
         for symbol, step in zip(symbols, steps, strict=True)
     ]
     inputs = [(node.name, type_of(node)) for node in graph.placeholders]
-    outputs = [(node.name, type_of(node)) for node in _results(graph)]
+    outputs = [(node.meta.get("copied", node).name, type_of(node)) for node in _results(graph)]
     init_steps = sum(step.at_load for step in steps)
-    entry = entry_c(calls, init_steps, inputs, outputs, graph.symbols, layout.bytes_of, target.features, DTYPE_NAMES)
+    entry = entry_c(calls, init_steps, inputs, outputs, graph.symbols, layout.bytes_of, target.features)
     report("link", 0, 1)
     binary = link(code, entry, target)
     plan = {

@@ -67,8 +67,8 @@ def bound(size: Size, values: Mapping[str, int]) -> int:
     return int(fold(size, lambda x: x if isinstance(x, int) else values[x.name], lambda name, args: rules[name](*args)))
 
 
-def c_text(size: Size, symbols: Sequence[str]) -> str:
-    """The size as a C expression over `symbols[k]`; sizes are non-negative, so C's division rounds as floor does."""
+def c_text(size: Size, symbols: Sequence[str], array: str = "symbols") -> str:
+    """The size as a C expression over `array[k]`; sizes are not negative, so C's division rounds as floor does."""
 
     def operation(name: str, args: Sequence[str]) -> str:
         a, b = args
@@ -76,7 +76,7 @@ def c_text(size: Size, symbols: Sequence[str]) -> str:
             return f"({a} {'>' if name == 'max' else '<'} {b} ? {a} : {b})"
         return f"({a} {name.replace('//', '/')} {b})"
 
-    return str(fold(size, lambda x: f"{x}" if isinstance(x, int) else f"symbols[{symbols.index(x.name)}]", operation))
+    return str(fold(size, lambda x: f"{x}" if isinstance(x, int) else f"{array}[{symbols.index(x.name)}]", operation))
 
 
 class Ranges:

@@ -50,8 +50,8 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     return None
 
 
-# Scores of one tile, in bytes: they live on the stack of the thread.
-SCORES = 1 << 19
+# Scores of one tile, in bytes: they live on the stack of the thread, which some C libraries keep at 128 kB.
+SCORES = 1 << 16
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
