@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,12 +11,14 @@ import sympy
 import torch
 from torch import Tensor
 
+from graphc.cost import macs
 from graphc.errors import CalibrationError, InputError
 from graphc.graph import Graph
 from graphc.tensor_type import TensorType
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 BINS = 2048
+_SMALL = 200_000_000  # multiply-accumulates of one run
 
 
 @dataclass
@@ -37,6 +40,19 @@ class Observer:
     def centres(self) -> Tensor:
         step = (self.high - self.low) / BINS
         return self.low + step * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+
+
+@contextmanager
+def fitting_threads(graph: Graph) -> Iterator[None]:
+    """One torch thread while a small graph runs: waking the others for each operator costs more than they save, and on
+    a busy machine ten times more."""
+    before = torch.get_num_threads()
+    small = sum(macs(graph, node) for node in graph.calls) < _SMALL
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def interval(observer: Observer, method: Method, levels: int = 256, percentile: float = 99.99) -> tuple[float, float]:

@@ -41,7 +41,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, fx
 
-from graphc.calibration import Method, Observer, interval
+from graphc.calibration import Method, Observer, fitting_threads, interval
 from graphc.errors import CalibrationError, PassError
 from graphc.graph import Graph, arguments
 from graphc.pipeline import Pass, PassContext
@@ -84,8 +84,9 @@ class Quantize(Pass):
         if not ctx.calibration:
             raise CalibrationError("quantize needs calibration data: graphc.compile(..., calibration=batches)")
         roots = _integer_values(layers)
-        observers = self._observe(graph, ctx, set(roots.values()))
-        means = self._bias_means(graph, ctx, layers) if self.bias_correction else {}
+        with fitting_threads(graph):
+            observers = self._observe(graph, ctx, set(roots.values()))
+            means = self._bias_means(graph, ctx, layers) if self.bias_correction else {}
         return self._rewrite(graph, layers, roots, observers, means)
 
     def _takes(self, graph: Graph, node: fx.Node) -> bool:
