@@ -201,10 +201,14 @@ def speed(limit: int | None) -> Figures:
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns after a tenth of the rounds as warm-up."""
+    """Seconds of each run, taken in turns after a tenth of the rounds as warm-up.
+
+    Before each timed run stands one that is not: the other's threads may still be spinning.
+    """
     times: dict[str, list[float]] = {who: [] for who in runs}
     for turn in range(rounds + rounds // 10):
         for who, run in runs.items():
+            run()
             start = time.perf_counter()
             run()
             if turn >= rounds // 10:

@@ -44,5 +44,5 @@ def test_an_unknown_figure_is_an_error(capsys):
 def test_runs_take_turns():
     order: list[str] = []
     times = figures.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 10)
-    assert order == ["a", "b"] * 11
+    assert order == ["a", "a", "b", "b"] * 11
     assert {who: len(taken) for who, taken in times.items()} == {"a": 10, "b": 10}
