@@ -233,7 +233,7 @@ def _quantized_by_onnxruntime(model: bytes, calibration: list[tuple[torch.Tensor
 
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        # Optimized before it is quantized: else ONNX Runtime finds few of its integer kernels, and is five times slower.
+        # Optimized before it is quantized: else ONNX Runtime uses few of its integer kernels and is five times slower.
         options = SessionOptions()
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(source)
