@@ -255,6 +255,12 @@ class KernelBuilder:
         """A flat buffer on the stack, or in registers where every index is constant."""
         return T.alloc_buffer((elements,), dtype, scope="local")
 
+    def parameter(self, name: str, default: int, options: Sequence[int]) -> int:
+        """A free choice of the template, such as the rows of a tile: `default`, unless tuning found better."""
+        if default not in options:
+            raise ValueError(f"{self.template}: the default {name}={default} is none of {tuple(options)}")
+        return default
+
     # -- loops -----------------------------------------------------------------------------------
 
     @contextmanager
