@@ -71,15 +71,26 @@ class Workspace:
 Operand: TypeAlias = "Value | Constant | Packed | Workspace"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A template parameter: the value that was taken, and the legal ones."""
+
+    value: int
+    options: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A finished kernel: the function, what to pass to it (operands, then symbols), and who wrote it."""
+    """A finished kernel: the function, what to pass to it (operands, then symbols), and who wrote it, with which
+    parameters."""
 
     function: tirx.PrimFunc
     operands: tuple[Operand, ...]
     symbols: tuple[str, ...]
     template: str
     reason: str = ""
+    workload: str = ""
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +152,21 @@ class Surroundings:
     places: Mapping[fx.Node, Placement]
     weights: Mapping[str, torch.Tensor]
     at_load: frozenset[fx.Node]  # values that depend on weights only
+    tuned: Mapping[str, Mapping[str, int]]  # template parameters by workload
 
 
 class KernelBuilder:
     """Open with `with`; operands and buffers may be asked for at any point of the body."""
 
-    def __init__(self, template: str, around: Surroundings) -> None:
+    def __init__(self, template: str, around: Surroundings, workload: str = "") -> None:
         self.template = template
+        self.workload = workload
         self.isa = around.isa
         self.ranges = around.ranges
         self.reason = ""
         self._around = around
+        self._tuned = around.tuned.get(workload, {})
+        self._choices: dict[str, Choice] = {}
         self._operands: list[Operand] = []
         self._parameters: list[tirx.Var] = []
         self._buffers: list[tirx.Buffer] = []
@@ -183,7 +198,8 @@ class KernelBuilder:
             tirx.SeqStmt([*declared, *computed, body]) if declared or computed else body,
             tvm.ir.PrimType("int32"),
         )
-        return Kernel(function, tuple(self._operands), tuple(self._symbols), self.template, self.reason)
+        operands, symbols = tuple(self._operands), tuple(self._symbols)
+        return Kernel(function, operands, symbols, self.template, self.reason, self.workload, self._choices)
 
     # -- sizes -----------------------------------------------------------------------------------
 
@@ -259,7 +275,11 @@ class KernelBuilder:
         """A free choice of the template, such as the rows of a tile: `default`, unless tuning found better."""
         if default not in options:
             raise ValueError(f"{self.template}: the default {name}={default} is none of {tuple(options)}")
-        return default
+        value = self._tuned.get(name, default)
+        if value not in options:  # found for an earlier form of the template
+            value = default
+        self._choices[name] = Choice(value, tuple(options))
+        return value
 
     # -- loops -----------------------------------------------------------------------------------
 

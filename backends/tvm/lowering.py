@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from graphc.backends.tvm.link import link
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_of
 from graphc.backends.tvm.sizes import Ranges, product, simplify
 from graphc.backends.tvm.templates import select, unsupported
+from graphc.backends.tvm.workload import workload
 from graphc.errors import Unsupported, UnsupportedOperatorError
 from graphc.graph import Graph
 from graphc.program import Program
@@ -43,10 +44,17 @@ class Step:
     at_load: bool
 
 
-def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> Program:
+def lower(
+    graph: Graph,
+    target: Target,
+    *,
+    progress: Progress | None = None,
+    tuned: Mapping[str, Mapping[str, int]] | None = None,
+) -> Program:
     """Code, packed weights and plan for `target`.
 
-    progress(what, done, total) is called as work advances. Raises UnsupportedOperatorError with every operator that
+    progress(what, done, total) is called as work advances. tuned: template parameters by workload, where tuning found
+    better ones than the templates' defaults. Raises UnsupportedOperatorError with every operator that
     has no lowering, TargetError where linking fails.
     """
     isa = InstructionSet.of(target)
@@ -55,7 +63,7 @@ def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> 
     groups = partition(graph)
     ranges = Ranges(graph.symbols)
     places = arrange(graph, groups, ranges.maximum)
-    around = Surroundings(isa, ranges, places, graph.weights, frozenset(weights_only(graph)))
+    around = Surroundings(isa, ranges, places, graph.weights, frozenset(weights_only(graph)), tuned or {})
     report = progress or (lambda phase, done, total: None)
 
     steps: list[Step] = []
@@ -90,7 +98,12 @@ def lower(graph: Graph, target: Target, *, progress: Progress | None = None) -> 
         "init_steps": init_steps,
         "steps": [_step_json(step, call, layout) for step, call in zip(steps, calls, strict=True)],
     }
-    return Program(binary, layout.weights, plan)
+    spaces = {
+        step.kernel.workload: {name: choice.options for name, choice in step.kernel.choices.items()}
+        for step in steps
+        if step.kernel.choices
+    }
+    return Program(binary, layout.weights, plan, spaces)
 
 
 def supported(node: fx.Node, target: Target) -> str | None:
@@ -136,7 +149,7 @@ def _with_own_results(graph: Graph) -> Graph:
 def _build(group: Group, around: Surroundings) -> Kernel:
     template = select(group, around.isa)
     assert template is not None, f"unsupported operators were rejected before: {group}"
-    k = KernelBuilder(template.NAME, around)
+    k = KernelBuilder(template.NAME, around, workload(template.NAME, group, around.places, around.ranges))
     if group.at_load:
         k.reason = "computed once at load, from weights alone"
     with k:
@@ -265,7 +278,11 @@ def _step_json(step: Step, call: Call, layout: _Memory) -> dict[str, Any]:
         else:
             entry |= {"packed": operand.node.name, "bytes": operand.bytes}
         operands.append(entry)
-    return {
+    tunable: dict[str, Any] = {}
+    if step.kernel.choices:
+        parameters = {name: choice.value for name, choice in step.kernel.choices.items()}
+        tunable = {"workload": step.kernel.workload, "parameters": parameters}
+    return tunable | {
         "kernel": call.symbol,
         "template": step.kernel.template,
         "nodes": [node.meta.get("copied", node).name for node in step.nodes],
