@@ -93,6 +93,11 @@ class Artifact:
         container.write(path, self._data)
 
     @property
+    def data(self) -> memoryview:
+        """The content of the file."""
+        return self._data
+
+    @property
     def size(self) -> Size:
         return Size(len(self._sections["weights"]), len(self._sections["code"]), len(self._data))
 

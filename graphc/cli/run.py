@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     artifact = graphc.load(arguments.file, arguments.threads)
     declared = artifact.plan["inputs"]
     if arguments.random:
-        leaves = _random(artifact)
+        leaves = random_inputs(artifact)
     else:
         leaves = arrays.read(arguments.input, [info["name"] for info in declared])
     args, kwargs = Structure.from_json(artifact.manifest["inputs"]).unflatten(leaves)
@@ -88,7 +88,7 @@ def _print(artifact: Artifact, outputs: dict[str, NDArray[Any]], found: dict[str
         )
 
 
-def _random(artifact: Artifact) -> list[NDArray[Any]]:
+def random_inputs(artifact: Artifact) -> list[NDArray[Any]]:
     """Standard normal floats; integers 0 or 1, which any vocabulary has; dynamic sizes 2, or the nearest legal one."""
     generator = np.random.default_rng(0)
     sizes = {s["name"]: min(max(s["minimum"], 2), s["maximum"]) for s in artifact.plan["symbols"]}

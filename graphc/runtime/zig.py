@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -28,6 +29,13 @@ def link_runner(triple: str, output: Path) -> None:
     """Link the static program that runs artifacts under an emulator."""
     sources = (SOURCES / "runner.c", SOURCES / "graphc.c")
     _zig("cc", "-target", triple, *_WARNINGS, "-static", "-s", "-O2", *map(str, sources), "-o", str(output))
+
+
+def link_plugin(source: Path, output: Path) -> None:
+    """Link a plugin of an emulator that runs on this machine, which provides its undefined symbols."""
+    triple = f"{platform.machine()}-linux-gnu"
+    flags = ("-shared", "-fPIC", "-fvisibility=hidden", "-s", "-O2")
+    _zig("cc", "-target", triple, *_WARNINGS, *flags, str(source), "-o", str(output))
 
 
 @cache
