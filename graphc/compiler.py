@@ -17,13 +17,14 @@ from torch import fx
 
 import graphc
 from graphc import calibration as calibrating
-from graphc import reproducer, text
+from graphc import formats, reproducer, text
 from graphc.artifact import Artifact
 from graphc.budget import Budget
 from graphc.cost import macs
 from graphc.errors import BudgetError, GraphcError
 from graphc.frontends import trace
-from graphc.graph import Graph
+from graphc.graph import Graph, is_item
+from graphc.operators import DECODINGS
 from graphc.pipeline import PassContext, PassFailure, Pipeline, Watch, pipeline
 from graphc.program import Program
 from graphc.progress import Progress, terminal
@@ -174,6 +175,8 @@ def _report(graph: Graph, program: Program, errors: Mapping[str, float], facts: 
 
 
 def _short(node: fx.Node) -> str:
+    if is_item(node):
+        return _short(node.args[0])  # type: ignore[arg-type]
     return str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
 
 
@@ -185,9 +188,16 @@ def _stored(graph: Graph, members: Sequence[fx.Node]) -> dict[str, torch.Tensor]
         node = waiting.pop()
         if node.op == "get_attr":
             found[str(node.target)] = graph.weights[str(node.target)]
-        elif node.target is torch.ops.graphc.dequantize.default and graph.weight(node.args[0]) is not None:
+        elif _is_decoding(node):
             waiting.extend(node.all_input_nodes)
     return found
+
+
+def _is_decoding(node: fx.Node) -> bool:
+    """Whether a value is decoded from stored weights, and is no quantized activation."""
+    if node.op == "call_function" and (node.target in DECODINGS or node.target is torch.ops.aten.view.default):
+        return all(used.op == "get_attr" or _is_decoding(used) for used in node.all_input_nodes)
+    return False
 
 
 def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
@@ -195,6 +205,11 @@ def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
     stored = _stored(graph, members)
     if not stored:
         return ""
+    for node in (used for member in members for used in (member, *member.all_input_nodes)):
+        source = node.args[0] if node.target is torch.ops.aten.view.default else node
+        found = formats.recognize(source) if isinstance(source, fx.Node) else None
+        if found is not None:
+            return found.format.label
     largest = max(stored.values(), key=lambda tensor: tensor.nbytes)
     if largest.dim() < 2:  # scales and biases alone: no weight
         return ""

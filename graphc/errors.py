@@ -6,6 +6,7 @@ GraphcError
 ├── ParseError                 IR text that is not a graph (line, column, the line itself)
 ├── VerificationError          a graph that breaks an invariant (names the guilty pass where there is one)
 ├── PassError                  unknown pass, wrong option, or a pass that failed
+├── FormatError                a weight format that cannot be read, or that cannot hold a weight
 ├── CalibrationError           empty, NaN or ill-shaped calibration data
 ├── BudgetError                no configuration meets the budget, or the budget cannot be read
 ├── InputError                 wrong number, shape or dtype of inputs at run time
@@ -68,6 +69,10 @@ class VerificationError(GraphcError):
 
 class PassError(GraphcError):
     """An unknown pass, an option it does not have, or a pass that failed."""
+
+
+class FormatError(GraphcError):
+    """A weight format that cannot be read, or a weight that it cannot hold."""
 
 
 class CalibrationError(GraphcError):

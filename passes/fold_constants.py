@@ -2,7 +2,7 @@
 
 A result is stored only where it takes no more room than the weights it is made of (or 64 KiB): a broadcast is not
 blown up, nor what is computed from it.
-`graphc.dequantize` stays: it is the decoding of a compressed weight, which must remain small.
+What decodes a compressed weight (graphc.dequantize and its kin) stays: the weight must remain small.
 
 before:
 graph example((%x,), {}) {
@@ -31,6 +31,7 @@ import torch
 from torch import fx
 
 from graphc.graph import Graph, concrete
+from graphc.operators import DECODINGS
 from graphc.pipeline import Pass, PassContext
 
 _SMALL = 64 * 1024  # bytes that a folded constant may take whatever it is made of
@@ -77,7 +78,7 @@ def _foldable(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     if any(used not in values for used in node.all_input_nodes) or _symbolic((node.args, dict(node.kwargs))):
         return False
     tags = getattr(node.target, "tags", ())
-    return node.target is not torch.ops.graphc.dequantize.default and torch.Tag.nondeterministic_seeded not in tags
+    return node.target not in DECODINGS and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _symbolic(argument: Any) -> bool:

@@ -119,7 +119,7 @@ def reject_unsupported(graph: Graph, isa: InstructionSet) -> None:
         if reason is not None:
             found.append(Unsupported(node.name, name_of(node).partition("#")[0], node.meta.get("path", ""), reason))
     for node in graph.placeholders:
-        if type_of(node).dtype not in TVM_DTYPES:
+        if TVM_DTYPES.get(type_of(node).dtype, "float16") == "float16":  # which only weights are stored in
             found.append(Unsupported(node.name, "input", "", "no kernel takes this type; convert it to f32"))
     if found:
         raise UnsupportedOperatorError(f"the tvm backend ({isa.target.name})", found)

@@ -19,6 +19,7 @@ from graphc.tensor_type import Size, TensorType
 TVM_DTYPES = {
     torch.float64: "float64",
     torch.float32: "float32",
+    torch.float16: "float16",
     torch.int64: "int64",
     torch.int32: "int32",
     torch.int16: "int16",

@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.kernel import Expr
+from graphc.target import Target
 
 
 def dtype(x: Expr) -> str:
@@ -102,3 +103,16 @@ def nonzero(divisor: Expr) -> Expr:
 def differs(a: Expr, b: Expr) -> Expr:
     """Exclusive or of truth values."""
     return T.Or(T.And(a, T.Not(b)), T.And(T.Not(a), b))
+
+
+def widened(x: Expr, target: Target) -> Expr:
+    """A float16 as float32. Without an instruction for it, by moving its bits into place; finite numbers only."""
+    kind = dtype(x)
+    real, whole, half = (kind.replace("float16", name) for name in ("float32", "uint32", "uint16"))
+    if target.arch == "arm64" or target.has("f16c"):
+        return T.cast(x, real)
+    bits = T.cast(T.reinterpret(half, x), whole)
+    magnitude = T.reinterpret(real, T.shift_left(T.bitwise_and(bits, T.uint32(0x7FFF)), T.uint32(13)))
+    sign = T.shift_left(T.bitwise_and(bits, T.uint32(0x8000)), T.uint32(16))
+    scaled = T.reinterpret(whole, magnitude * T.float32(2.0**112))
+    return T.reinterpret(real, T.bitwise_or(scaled, sign))

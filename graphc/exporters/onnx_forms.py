@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor
-from torch.onnx.ops import symbolic
+from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from graphc.exporters.onnx_functions import DOMAIN, VERSION
 from graphc.operators.quantization import along, integer_dtype
@@ -113,6 +113,37 @@ def _integer_sum_pool2d(
     return _integer("integer_sum_pool2d", (x, ones), shape, x_zero, **window)
 
 
+def _unpack(shape: list[Any], packed: Tensor, bits: int, count: int) -> Tensor:
+    attributes: dict[str, Any] = {"bits": bits, "count": count, "last": packed.shape[-1] - 1, "radix": 2**bits}
+    return symbolic(f"{DOMAIN}::unpack", (packed,), attributes, dtype=torch.uint8, shape=shape, version=VERSION)
+
+
+def _grouping(rank: int, group: int) -> dict[str, Any]:
+    """The shapes with groups apart and together, for ONNX's Reshape: 0 keeps a size."""
+    return {"split": [*[0] * (rank - 1), -1, group], "joined": [*[0] * (rank - 1), -1]}
+
+
+def _dequantize_groups(shape: list[Any], q: Tensor, scale: Tensor, zero_point: Tensor | None, group: int) -> Tensor:
+    inputs = (q, scale, torch.zeros((), dtype=q.dtype) if zero_point is None else zero_point)
+    attributes = _grouping(q.dim(), group)
+    return symbolic(
+        f"{DOMAIN}::dequantize_groups", inputs, attributes, dtype=torch.float32, shape=shape, version=VERSION
+    )
+
+
+def _quantize_dynamic(shape: list[Any], x: Tensor, group: int) -> tuple[Tensor, ...]:
+    return tuple(
+        symbolic_multi_out(
+            f"{DOMAIN}::quantize_dynamic",
+            (x,),
+            _grouping(x.dim(), group),
+            dtypes=(torch.int8, torch.float32),
+            shapes=(x.shape, [*x.shape[:-1], x.shape[-1] // group]),
+            version=VERSION,
+        )
+    )
+
+
 def _view(shape: list[Any], x: Tensor, sizes: list[Any]) -> Tensor:
     """A view in the Graph is one of values; here torch's strides must not matter."""
     return x.reshape(sizes)
@@ -142,4 +173,7 @@ FORMS: dict[Any, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     torch.ops.graphc.integer_convolution.default: _integer_convolution,
     torch.ops.graphc.integer_linear.default: _integer_linear,
     torch.ops.graphc.integer_sum_pool2d.default: _integer_sum_pool2d,
+    torch.ops.graphc.unpack.default: _unpack,
+    torch.ops.graphc.dequantize_groups.default: _dequantize_groups,
+    torch.ops.graphc.quantize_dynamic.default: _quantize_dynamic,
 }

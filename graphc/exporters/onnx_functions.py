@@ -79,6 +79,71 @@ _TEXTS = {
             y = ConvInteger <strides: ints = @strides, pads: ints = @pads, group: int = @group>
                             (x_uint8, ones, zero_uint8)
         }}""",
+    # The two bytes in which number i may lie are those at i * bits / 8 and after it.
+    "unpack": """
+        unpack <bits, count, last, radix> (packed) => (codes) {
+            zero = Constant <value_int = 0> ()
+            one = Constant <value_int = 1> ()
+            two = Constant <value_int = 2> ()
+            eight = Constant <value_int = 8> ()
+            wide = Constant <value_int = 256> ()
+            width = Constant <value_int: int = @bits> ()
+            end = Constant <value_int: int = @count> ()
+            final = Constant <value_int: int = @last> ()
+            modulus = Constant <value_int: int = @radix> ()
+            position = Range (zero, end, one)
+            first = Mul (position, width)
+            byte = Div (first, eight)
+            after = Add (byte, one)
+            next = Min (after, final)
+            place = Mod (first, eight)
+            bytes = Cast <to = 7> (packed)
+            low = Gather <axis = -1> (bytes, byte)
+            high = Gather <axis = -1> (bytes, next)
+            raised = Mul (high, wide)
+            window = Add (low, raised)
+            divisor = Pow (two, place)
+            shifted = Div (window, divisor)
+            code = Mod (shifted, modulus)
+            codes = Cast <to = 2> (code)
+        }""",
+    # `split` is the shape with groups apart, `joined` the one with groups together, each of the rank of its input.
+    "dequantize_groups": """
+        dequantize_groups <split, joined> (q, scale, zero_point) => (x) {
+            split = Constant <value_ints: ints = @split> ()
+            joined = Constant <value_ints: ints = @joined> ()
+            last = Constant <value_ints = [-1]> ()
+            grouped = Reshape (q, split)
+            wide = Cast <to = 6> (grouped)
+            zero_wide = Cast <to = 6> (zero_point)
+            zeros = Unsqueeze (zero_wide, last)
+            steps = Sub (wide, zeros)
+            real = Cast <to = 1> (steps)
+            scale_real = Cast <to = 1> (scale)
+            scales = Unsqueeze (scale_real, last)
+            product = Mul (real, scales)
+            x = Reshape (product, joined)
+        }""",
+    "quantize_dynamic": """
+        quantize_dynamic <split, joined> (x) => (q, scale) {
+            split = Constant <value_ints: ints = @split> ()
+            joined = Constant <value_ints: ints = @joined> ()
+            last = Constant <value_ints = [-1]> ()
+            grouped = Reshape (x, split)
+            magnitude = Abs (grouped)
+            largest = ReduceMax <keepdims = 1> (magnitude, last)
+            top = Constant <value_float = 127.0> ()
+            none = Constant <value_float = 0.0> ()
+            one = Constant <value_float = 1.0> ()
+            quotient = Div (largest, top)
+            nought = Equal (quotient, none)
+            scales = Where (nought, one, quotient)
+            steps = Div (grouped, scales)
+            rounded = Round (steps)
+            codes = Cast <to = 3> (rounded)
+            q = Reshape (codes, joined)
+            scale = Squeeze (scales, last)
+        }""",
 }
 
 

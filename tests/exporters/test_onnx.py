@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,29 @@ def test_quantize_and_dequantize_are_exact() -> None:
             calls.append((graphc_ops.quantize.default, x, (*parameters, *limits)))
             calls.append((graphc_ops.dequantize.default, graphc_ops.quantize(x, *parameters, *limits), parameters))
     assert_bit_equal(calls)
+
+
+def test_weights_are_decoded_exactly() -> None:
+    q, scale = random(4, 24, dtype=torch.uint8), torch.rand(4, 3)
+    calls: list[Call] = []
+    for bits in range(1, 9):
+        calls.append((graphc_ops.unpack.default, random(3, bits * 3, dtype=torch.uint8), (bits, 24)))
+        calls.append((graphc_ops.unpack.default, random(-(-bits * 7 // 8), dtype=torch.uint8), (bits, 7)))
+    for zero in (None, torch.tensor(7, dtype=torch.uint8), random(4, 3, dtype=torch.uint8)):
+        calls.append((graphc_ops.dequantize_groups.default, q, (scale.to(torch.float16), zero, 8)))
+        calls.append((graphc_ops.dequantize_groups.default, q.view(torch.int8), (scale[:, :1], None, 24)))
+    assert_bit_equal(calls)
+
+
+def test_quantize_dynamic_is_exact() -> None:
+    x = random(2, 3, 64) * 9
+    x[1, 2] = 0
+    x[0, 0, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])
+    graph = Graph("g", Structure.of(((x,), {})), Structure.of((0, 1)))
+    both = graph.call(graphc_ops.quantize_dynamic.default, graph.add_input("x", TensorType.of(x)), 32)
+    graph.set_output([graph.call(operator.getitem, both, part) for part in range(2)])
+    for got, want in zip(run_onnxruntime(export(graph), x), graph.run_flat([x]), strict=True):
+        np.testing.assert_array_equal(got, want.numpy())
 
 
 # -- whole models ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from graphc.backends.tvm.index_functions import (
     resampling,
     truth,
     views,
+    weights,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "resampling",
     "truth",
     "views",
+    "weights",
 ]

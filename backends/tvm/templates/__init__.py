@@ -28,6 +28,7 @@ from graphc.backends.tvm.templates import (
     concatenation,
     convolution,
     depthwise,
+    dynamic_quantization,
     elementwise,
     matrix_product,
     normalization,
@@ -35,6 +36,7 @@ from graphc.backends.tvm.templates import (
     reduction,
     scan,
 )
+from graphc.operators import DECODINGS
 from graphc.tensor_type import TensorType
 
 
@@ -61,6 +63,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
         reduction,
         scan,
         concatenation,
+        dynamic_quantization,
         elementwise,
     )
 )
@@ -77,6 +80,10 @@ def unsupported(node: fx.Node, isa: InstructionSet) -> str | None:
         kind = value.meta["type"]
         if isinstance(kind, TensorType) and kind.dtype not in TVM_DTYPES:
             return f"no kernel takes {str(kind.dtype).removeprefix('torch.')}; convert it to f32"
+    if dtype_of(node) == "float16" or (
+        any(dtype_of(value) == "float16" for value in operands(node)) and node.target not in DECODINGS
+    ):
+        return "no kernel takes float16; convert it to f32"
     if selects_by_truth(node):
         return "a boolean mask selects as many elements as it holds true: use where or masked_fill"
     if name_of(node) in TRANSCENDENTAL and dtype_of(node) == "float64":

@@ -1,0 +1,90 @@
+"""Store the weights of layers in a compressed format: each becomes the expression that decodes it.
+
+    w  ->  decode(encode(w)), the decoding as operators over the stored parts (see graphc.formats)
+
+Activations stay as they are. A convolution's weight is stored as the matrix [O, C * taps].
+
+before:
+graph example((%x,), {}) {
+  %w = weight "w" #0000000000000000 : f32[4, 8]
+  %x = input : f32[2, 8]
+  %y = aten.linear.default(%x, %w, None) : f32[2, 4]
+  return %y
+}
+after:
+graph example((%x,), {}) {
+  %x = input : f32[2, 8]
+  %w_codes = weight "w.codes" #0000000000000000 : i8[4, 8]
+  %w_scale = weight "w.scale" #0000000000000000 : f16[4, 1]
+  %dequantize_groups_default = graphc.dequantize_groups.default(%w_codes, %w_scale, None, 8) : f32[4, 8]
+  %y = aten.linear.default(%x, %dequantize_groups_default, None) : f32[2, 4]
+  return %y
+}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import fx
+
+from graphc import formats
+from graphc.errors import FormatError
+from graphc.graph import Graph, arguments
+from graphc.pipeline import Pass, PassContext
+
+aten = torch.ops.aten
+LAYERS = (aten.convolution.default, aten.linear.default)
+
+
+@dataclass(frozen=True)
+class Compress(Pass):
+    """Compress the layers whose path matches `layers` and none of `exclude` (shell patterns); no pattern: all."""
+
+    fidelity = "lossy"
+    format: str = "linear"
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        chosen = formats.parse(self.format)
+        result = graph.clone()
+        expressions: dict[str, fx.Node] = {}  # of weights that several layers share
+        for layer in result.calls:
+            if not self._takes(result, layer):
+                continue
+            args = arguments(layer)
+            name = str(args[1].target)
+            if name not in expressions:
+                with result.at(layer):
+                    expressions[name] = _expression(result, chosen, name, layer)
+            args[1] = expressions[name]
+            layer.args = tuple(args)
+        if not expressions:
+            return graph
+        result.drop_unused()
+        return result
+
+    def _takes(self, graph: Graph, node: fx.Node) -> bool:
+        if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
+            return False
+        if self.layers and not any(fnmatch(node.meta["path"], pattern) for pattern in self.layers):
+            return False
+        weight = graph.weight(node.args[1])
+        return weight is not None and weight.dtype == torch.float32
+
+
+def _expression(graph: Graph, chosen: formats.Format, name: str, layer: fx.Node) -> fx.Node:
+    weight = graph.weights[name]
+    matrix = weight.detach().flatten(1)
+    shape = (matrix.shape[0], matrix.shape[1])
+    try:
+        decoded = chosen.express(graph, chosen.encode(matrix), shape, name)
+    except FormatError as error:
+        where = f" of layer '{layer.meta['path']}'" if layer.meta["path"] else ""
+        raise FormatError(f"weight '{name}'{where}: {error}; or leave it out: compress{{exclude=[...]}}") from None
+    if weight.dim() == 2:
+        return decoded
+    return graph.call(aten.view.default, decoded, list(weight.shape))
