@@ -102,6 +102,11 @@ class Artifact:
         return Size(len(self._sections["weights"]), len(self._sections["code"]), len(self._data))
 
     @property
+    def content(self) -> bytes:
+        """What `save` writes."""
+        return bytes(self._data)
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 of the file's content."""
         return container.content_hash(self._data)

@@ -30,6 +30,7 @@ from graphc.program import Program
 from graphc.progress import Progress, terminal
 from graphc.report import Report, Row
 from graphc.target import Target
+from graphc.tuning.database import Database
 from graphc.verifier import verify
 from graphc.watch import Drift, DumpIR, LayerError, Timing
 
@@ -109,10 +110,17 @@ def compile(
     return artifact
 
 
-def lower(graph: Graph, target: Target, progress: Progress) -> Program:
-    """Hand a graph to the target's backend."""
+def lower(
+    graph: Graph, target: Target, progress: Progress, tuned: Mapping[str, Mapping[str, int]] | None = None
+) -> Program:
+    """Hand a graph to the target's backend.
+
+    tuned: template parameters by workload; None is what the tuning database holds.
+    """
     backend = importlib.import_module(BACKENDS[target.arch])
-    program: Program = backend.lower(graph, target, progress=progress)
+    if tuned is None:
+        tuned = Database.load().parameters(target)
+    program: Program = backend.lower(graph, target, progress=progress, tuned=tuned)
     return program
 
 

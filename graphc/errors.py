@@ -11,6 +11,7 @@ GraphcError
 ├── BudgetError                no configuration meets the budget, or the budget cannot be read
 ├── InputError                 wrong number, shape or dtype of inputs at run time
 ├── ArtifactError              truncated, tampered, or written by another version
+├── TuningError                a tuning database that cannot be read, or a device that cannot be reached
 └── TargetError                unknown target, wrong CPU, missing emulator or linker
 """
 
@@ -89,6 +90,10 @@ class InputError(GraphcError):
 
 class ArtifactError(GraphcError):
     """An artifact that is truncated, tampered with, or of another version."""
+
+
+class TuningError(GraphcError):
+    """A tuning database cannot be read, or the device to measure on cannot be reached."""
 
 
 class TargetError(GraphcError):

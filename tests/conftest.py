@@ -50,6 +50,12 @@ def _no_skip(report: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
+def no_tuning_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilations do not depend on what someone tuned on this machine."""
+    monkeypatch.setenv("GRAPHC_TUNING", str(tmp_path / "no-tuning.json"))
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers in every test, whatever ran before."""
     random.seed(0)

@@ -101,7 +101,7 @@ def lower(
     spaces = {
         step.kernel.workload: {name: choice.options for name, choice in step.kernel.choices.items()}
         for step in steps
-        if step.kernel.choices
+        if step.kernel.choices and not step.at_load
     }
     return Program(binary, layout.weights, plan, spaces)
 

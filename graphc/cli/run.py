@@ -25,6 +25,7 @@ from graphc.artifact import Artifact
 from graphc.cli import arrays
 from graphc.cli.numbers import positive
 from graphc.cli.output import print_columns, print_json, tensor
+from graphc.measurement import random_inputs
 from graphc.structure import Structure
 
 
@@ -86,38 +87,6 @@ def _print(artifact: Artifact, outputs: dict[str, NDArray[Any]], found: dict[str
             [("MS", "KERNEL", "LAYER")]
             + [(f"{step['milliseconds']:.4f}", step["kernel"], step["layer"]) for step in found["steps"]]
         )
-
-
-def random_inputs(artifact: Artifact) -> list[NDArray[Any]]:
-    """Standard normal floats; integers 0 or 1, which any vocabulary has; dynamic sizes 2, or the nearest legal one."""
-    generator = np.random.default_rng(0)
-    sizes = {s["name"]: min(max(s["minimum"], 2), s["maximum"]) for s in artifact.plan["symbols"]}
-    leaves = []
-    for info in artifact.plan["inputs"]:
-        shape = [_size(size, sizes) for size in info["shape"]]
-        if info["dtype"] in ("f64", "f32", "f16", "bf16"):
-            leaves.append(generator.standard_normal(shape).astype(_dtype(info["dtype"])))
-        else:
-            leaves.append(generator.integers(0, 2, shape).astype(_dtype(info["dtype"])))
-    return leaves
-
-
-def _size(size: int | str, sizes: Mapping[str, int]) -> int:
-    if isinstance(size, int) or size in sizes:
-        return sizes[size] if isinstance(size, str) else size
-    from graphc.sizes import parse_size
-    from graphc.tensor_type import evaluate, symbol  # a size such as "2*batch" needs sympy, and this module torch
-
-    return int(evaluate(parse_size(size), {symbol(name): value for name, value in sizes.items()}))
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    """f32 -> float32."""
-    if name == "bf16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype({"f": "float", "i": "int", "u": "uint"}[name[0]] + name[1:] if name != "bool" else name)
 
 
 def _times(call: Callable[[], object], repeat: int) -> dict[str, float]:

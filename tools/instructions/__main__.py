@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import graphc
 from graphc.cli.output import print_columns, print_json
-from graphc.cli.run import random_inputs
 from graphc.errors import GraphcError
+from graphc.measurement import random_inputs
 from graphc.structure import Structure
 from graphc.tools.instructions import Count, count_steps
 
