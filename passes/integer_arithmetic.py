@@ -1,7 +1,7 @@
 """Compute quantized layers in integers: `dequantize -> operator -> quantize` becomes integer operators and one rescale.
 
     layer      y_q = rescale(sum (x_q - z_x) * w_q + b_q)     with b_q = round(b / (s_x s_w)), factor s_x s_w / s_y
-    sum        y_q = rescale(rescale(a_q) + rescale(b_q))     the terms in int32, at a 2^20th of the larger scale
+    sum        y_q = rescale(rescale(a_q) + rescale(b_q))     the terms times whole numbers below 2^15, in int32
     mean       y_q = rescale(sum x_q)                         factor s_x / (n s_y)
     relu, clamp before a quantize become the bounds of its rescale; views, slices and max pools run on int8
 
@@ -60,8 +60,9 @@ MOVING = {
     aten.select.int,
     aten.repeat_interleave.self_int,
 }
-# Terms of a sum are taken 2^20 times finer than their scale: 8 + 20 bits, and one more for the sum.
-_HEADROOM = 2.0**-20
+# Terms of a sum are counted in units so small that the larger scale has this many: whole numbers of units are all that
+# a rescale has to multiply by, and a sum of two terms, of 9 + 15 bits, stays exact in float32.
+_UNITS = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,10 @@ def _sum(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:
     known = [value for value in values if value is not None and _dtype(value.node) != torch.int32]
     if len(known) < 2:
         return None
-    common = torch.stack([value.scale for value in known]).max() * _HEADROOM
+    common = torch.stack([value.scale for value in known]).max() / _UNITS
     low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
-    terms = [_rescale(graph, value, common, 0, low, high) for value in known]
+    whole = [replace(value, scale=torch.round(value.scale / common).clamp(min=1) * common) for value in known]
+    terms = [_rescale(graph, value, common, 0, low, high) for value in whole]
     new = graph.call(aten.add.Tensor, *terms)
     _take_name(new, node)
     return Integer(new, common, 0)

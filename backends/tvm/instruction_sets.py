@@ -26,6 +26,11 @@ class InstructionSet:
             return InstructionSet(target, 64, 32)
         return InstructionSet(target, 32 if target.has("avx2", "fma") else 16, 16)
 
+    @property
+    def fused_multiply_add(self) -> bool:
+        """Whether a * b + c, rounded once, is one instruction."""
+        return self.target.arch == "arm64" or self.target.has("fma")
+
     def lanes(self, dtype: str) -> int:
         """Elements of a vector register; booleans are computed beside 32-bit values."""
         return self.bytes // (4 if dtype == "bool" else np.dtype(dtype).itemsize)

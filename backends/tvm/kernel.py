@@ -171,6 +171,7 @@ class KernelBuilder:
         self._parameters: list[tirx.Var] = []
         self._buffers: list[tirx.Buffer] = []
         self._views: dict[fx.Node, TensorView] = {}
+        self._constants: dict[tuple[Any, ...], tirx.Buffer] = {}
         self._symbols: dict[str, tirx.Var] = {}
         self._sizes: dict[Size, tuple[tirx.Var, Expr]] = {}
         self._frames = ExitStack()
@@ -255,8 +256,11 @@ class KernelBuilder:
         return torch.as_strided(tensor, shape_of(node), place.strides, int(place.offset)).numpy()
 
     def constant(self, array: np.ndarray[Any, Any], note: str) -> tirx.Buffer:
-        """A flat buffer with the elements of `array`, packed at compile time."""
-        return self._parameter(Constant(np.ascontiguousarray(array), note), str(array.dtype))
+        """A flat buffer with the elements of `array`, packed at compile time; one for all that have the same note."""
+        key = (note, array.shape, str(array.dtype))
+        if key not in self._constants:
+            self._constants[key] = self._parameter(Constant(np.ascontiguousarray(array), note), str(array.dtype))
+        return self._constants[key]
 
     def packed(self, operand: Packed) -> tirx.Buffer:
         """A flat buffer that an init step fills (the init step itself asks for it in the same way)."""

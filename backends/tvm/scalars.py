@@ -33,6 +33,11 @@ def round_half_even(x: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.nearbyint"), x, dtype=dtype(x))
 
 
+def fused_multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c, rounded once; only where the instruction set has it."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.fma"), a, b, c, dtype=dtype(a))
+
+
 def to_integer(x: Expr, kind: str) -> Expr:
     """A float cut to an integer type, within its range. Through its bits: TVM's interval analysis of the index
     arithmetic would otherwise follow the conversion into float expressions, which it cannot represent."""

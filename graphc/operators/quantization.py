@@ -99,15 +99,18 @@ def _(
 
 
 def multiplier_and_shift(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """The (multiplier, shift) of `rescale` nearest to positive real factors.
+    """The (multiplier, shift) of `rescale` for positive real factors, rounded to 24 significant bits.
 
     factor: f64, any shape, in [2^-32, 2^29). Returns two i32 tensors of that shape, with a relative error of at most
-    2^-31.
+    2^-23. So multiplier / 2^shift is a float32; and unless 24 bits are enough for the factor, the last of them is 1, so
+    that products lie nowhere halfway between integers. That lets a fused multiply-add compute a rescale exactly.
     """
     mantissa, exponent = torch.frexp(factor.to(torch.float64))
-    multiplier = torch.round(mantissa * 2.0**31).to(torch.int64)
-    carried = multiplier == 2**31  # a mantissa that rounds up to 1
-    multiplier = torch.where(carried, multiplier // 2, multiplier)
+    bits = mantissa * 2.0**24
+    nearest = torch.round(bits)
+    steps = torch.where((bits - nearest).abs() < 2.0**-16, nearest, 2 * torch.floor(bits / 2) + 1).to(torch.int64)
+    carried = steps == 2**24  # a mantissa that rounds up to 1
+    multiplier = torch.where(carried, steps // 2, steps) << 7
     shift = 31 - exponent.to(torch.int64) - carried.to(torch.int64)
     # Below that range 30 bits times the factor round to nought, above it any integer but nought grows beyond 28 bits,
     # past every 8-bit bound: the largest and the smallest shift say just that.
