@@ -72,7 +72,7 @@ def integer(isa: InstructionSet) -> MultiplyAccumulate:
     """int8 or uint8 times int8, exact sums in int32: a dot-product instruction, or products of widened operands."""
     has = isa.target.has
     if has("avx512vnni") and isa.bytes == 64:
-        return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", "uint8", 16, 12, 2)
+        return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", "uint8", 16, 14, 2)
     if has("avxvnni") and isa.bytes == 32:
         return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", "uint8", 8, 6, 2)
     if has("dotprod"):

@@ -58,10 +58,14 @@ def narrowed(mac: MultiplyAccumulate, columns: int) -> MultiplyAccumulate:
 
 def tile_shape(height: int, width: int, rows: int) -> tuple[int, int]:
     """How many image rows and columns a tile of at most `rows` rows covers: whole image rows where they are short."""
-    if width > rows:
+
+    def best(size: int, sizes: range, unit: int) -> int:
         # Two rows more for what a tile costs beside its rows: loading the right operand.
-        return 1, min(range(rows // 2, rows + 1), key=lambda r: (-(-width // r) * (r + 2), -r))
-    return max(1, min(height, rows // width)), width
+        return min(sizes, key=lambda count: (-(-size // count) * (count * unit + 2), -count))
+
+    if width > rows:
+        return 1, best(width, range(rows // 2, rows + 1), 1)
+    return best(height, range(1, max(1, min(height, rows // width)) + 1), width), width
 
 
 def pack(matrices: np.ndarray[Any, Any], mac: MultiplyAccumulate) -> np.ndarray[Any, Any]:
