@@ -77,6 +77,7 @@ def entry_c(
         f"  .num_init_steps = {init_steps}, .num_steps = {len(calls)},",
         "  .inputs = inputs, .outputs = outputs, .symbols = symbol_table, .steps = steps,",
         "  .shapes = shapes, .features = features,",
+        f"  .tiles = {int(any(call.kernel.tiles for call in calls))},",
         "};",
         "",
     ]

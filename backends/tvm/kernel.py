@@ -82,7 +82,7 @@ class Choice:
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A finished kernel: the function, what to pass to it (operands, then symbols), and who wrote it, with which
-    parameters."""
+    parameters. `tiles`: it uses AMX tiles, configured as model.c does."""
 
     function: tirx.PrimFunc
     operands: tuple[Operand, ...]
@@ -91,6 +91,7 @@ class Kernel:
     reason: str = ""
     workload: str = ""
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    tiles: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +165,7 @@ class KernelBuilder:
         self.isa = around.isa
         self.ranges = around.ranges
         self.reason = ""
+        self.tiles = False
         self._around = around
         self._tuned = around.tuned.get(workload, {})
         self._choices: dict[str, Choice] = {}
@@ -199,8 +201,16 @@ class KernelBuilder:
             tirx.SeqStmt([*declared, *computed, body]) if declared or computed else body,
             tvm.ir.PrimType("int32"),
         )
-        operands, symbols = tuple(self._operands), tuple(self._symbols)
-        return Kernel(function, operands, symbols, self.template, self.reason, self.workload, self._choices)
+        return Kernel(
+            function,
+            tuple(self._operands),
+            tuple(self._symbols),
+            self.template,
+            self.reason,
+            self.workload,
+            self._choices,
+            self.tiles,
+        )
 
     # -- sizes -----------------------------------------------------------------------------------
 
@@ -246,6 +256,12 @@ class KernelBuilder:
     def at_load(self, node: fx.Node) -> bool:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""
         return node in self._around.at_load
+
+    def has_slack(self, node: fx.Node) -> bool:
+        """Whether the 64 bytes behind the value may be read (nobody says what they hold): it lies in the arena."""
+        owner = self._around.places[node].owner
+        stays = owner in self._around.at_load or any(user.op == "output" for user in owner.users)
+        return owner.op == "call_function" and not stays
 
     def array(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
         """The value of a weight, or of a view of one; None where it is not known at compile time."""

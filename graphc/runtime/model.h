@@ -51,6 +51,7 @@ typedef struct {
   /* Writes the sizes of all inputs, then of all outputs, one after the other. */
   void (*shapes)(const int64_t *symbols, int64_t *dims);
   const char *const *features; /* CPU features (LLVM's names) that the kernels need, then NULL */
+  int32_t tiles;               /* whether kernels use AMX tiles: 8 of 16 rows of 64 bytes, configured by model.c */
 } graphc_program;
 
 /* entry.c */

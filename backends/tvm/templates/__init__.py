@@ -24,6 +24,7 @@ from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import KernelBuilder
 from graphc.backends.tvm.operations import TVM_DTYPES, dtype_of, name_of, operands
 from graphc.backends.tvm.templates import (
+    amx_matrix_product,
     attention,
     concatenation,
     convolution,
@@ -56,6 +57,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
     for module in (
         depthwise,
         convolution,
+        amx_matrix_product,
         matrix_product,
         attention,
         pooling,

@@ -5,9 +5,12 @@ A weight is packed at compile time (or at load); an activation on the right is p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import tvm.tirx as tirx
 from torch import fx
 from tvm.tirx.script import builder as T
 
@@ -19,6 +22,7 @@ from graphc.backends.tvm.loops import nest, unflatten
 from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates.amx_tile import Tiles
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
@@ -82,7 +86,30 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     return None
 
 
+def columns_of(o: Operands) -> Size:
+    """Columns of the right operand: one where it is a vector."""
+    right = shape_of(o.right)
+    return 1 if len(right) == 1 else right[-2 if o.transposed else -1]
+
+
 def emit(group: Group, k: KernelBuilder) -> None:
+    anchor = group.anchor
+    assert anchor is not None
+    o = Operands.of(anchor)
+    integers = name_of(anchor) == "graphc.integer_linear.default"
+    mac = multiply_accumulate.integer(k.isa) if integers else multiply_accumulate.floating(k.isa)
+    mac = narrowed(mac, k.ranges.maximum(columns_of(o)))
+    emit_by(group, k, mac, lambda rows: left_view(group, k, o.left, mac), partial(emit_product, k, mac))
+
+
+def emit_by(
+    group: Group,
+    k: KernelBuilder,
+    mac: MultiplyAccumulate | Tiles,
+    view: Callable[[Size], TensorView],
+    multiply: Callable[[tirx.Buffer, tirx.Buffer, Product], None],
+) -> None:
+    """The product by one kind of instruction. view(rows): the left operand as it is read, so many rows at a time."""
     anchor = group.anchor
     assert anchor is not None
     o = Operands.of(anchor)
@@ -90,15 +117,12 @@ def emit(group: Group, k: KernelBuilder) -> None:
     left_shape, right_shape = shape_of(o.left), shape_of(o.right)
     depth = left_shape[-1]
     vector_right = len(right_shape) == 1
-    columns: Size = 1 if vector_right else right_shape[-2 if o.transposed else -1]
-    mac = multiply_accumulate.floating(k.isa) if floating else multiply_accumulate.integer(k.isa)
-    mac = narrowed(mac, k.ranges.maximum(columns))
+    columns = columns_of(o)
     result = shape_of(anchor)
     # The result without its column: [batch..., M], where the left operand has rows at all.
     outer = result if vector_right else result[:-1]
     right_batch = right_shape[:-2]
 
-    source = left_view(group, k, o.left, mac)
     kept = [d for d in range(len(right_batch)) if right_batch[d] != 1 and k.strides(o.right)[d] != 0]
     matrices = product([right_batch[d] for d in kept])
     lead = len(result) - 2 - len(right_batch)  # batch dimensions of the result before those of the right operand
@@ -109,6 +133,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     while rows_from > lowest and _in_line(k, o, group, outer, rows_from):
         rows_from -= 1
     batch, rows = outer[:rows_from], outer[rows_from:]
+    source = view(product(rows))
 
     def matrix(position: list[Expr]) -> Expr:
         flat = integer(0)
@@ -151,8 +176,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
             value = value + (addend if o.beta == 1 else addend * constant(o.beta, "float32"))
         store_result(group, k, index, value)
 
-    shape = Product(batch, 1, product(rows), columns, [1], depth, left, matrix, store)
-    emit_product(k, mac, source.buffer, weight, shape)
+    pitch = source.strides[-2] if len(left_shape) > 1 else None
+    shape = Product(batch, 1, product(rows), columns, [1], depth, left, matrix, store, pitch)
+    multiply(source.buffer, weight, shape)
 
 
 def broadcast_to(index: list[Expr], shape: tuple[Size, ...]) -> list[Expr]:

@@ -36,6 +36,11 @@ class MultiplyAccumulate:
         """Output channels of a full register tile."""
         return self.lanes * self.vectors
 
+    @property
+    def unit(self) -> int:
+        """What the packed run is padded to a multiple of."""
+        return self.depth
+
     def load_left(self, buffer: tirx.Buffer, start: Expr) -> Expr:
         """The group at `start`, in every lane. An operand of the other signedness has its sign bits flipped."""
         if self.depth == 1:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm.tirx as tirx
@@ -36,7 +36,8 @@ class Product:
     """A matrix product. Sizes may be symbolic, `taps` are numbers.
 
     left(batch, y, x, tap): where the run of elements of one row and tap starts. matrix(batch): which right operand.
-    store(batch, y, x, n, sum): takes one result.
+    store(batch, y, x, n, sum): takes one result. pitch: elements from one row of the left operand to the next, where
+    they lie evenly; kept(x): whether a row is wanted at all (both for tiles, which read 16 rows at once).
     """
 
     batch: Sequence[Size]
@@ -48,6 +49,24 @@ class Product:
     left: Callable[[list[Expr], Expr, Expr, list[Expr]], Expr]
     matrix: Callable[[list[Expr]], Expr]
     store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None]
+    pitch: Expr | None = None
+    kept: Callable[[Expr], Expr] | None = None
+
+
+class Packing(Protocol):
+    """How a right operand is packed: `width` columns side by side, each with `depth` elements of the run, which is
+    padded to a multiple of `unit`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def right(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def unit(self) -> int: ...
 
 
 def narrowed(mac: MultiplyAccumulate, columns: int) -> MultiplyAccumulate:
@@ -68,19 +87,19 @@ def tile_shape(height: int, width: int, rows: int) -> tuple[int, int]:
     return best(height, range(1, max(1, min(height, rows // width)) + 1), width), width
 
 
-def pack(matrices: np.ndarray[Any, Any], mac: MultiplyAccumulate) -> np.ndarray[Any, Any]:
+def pack(matrices: np.ndarray[Any, Any], mac: Packing) -> np.ndarray[Any, Any]:
     """Pack [matrix, n, tap, j] as the module's docstring says."""
     count, columns, taps, run = matrices.shape
-    panels, steps = -(-columns // mac.width), -(-run // mac.depth)
+    panels, steps = -(-columns // mac.width), -(-run // mac.unit) * (mac.unit // mac.depth)
     padded = np.zeros((count, panels * mac.width, taps, steps * mac.depth), mac.right)
     padded[:, :columns, :, :run] = matrices
     split = padded.reshape(count, panels, mac.width, taps, steps, mac.depth)
     return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2, 5))
 
 
-def packed_elements(matrices: Size, columns: Size, taps: int, run: Size, mac: MultiplyAccumulate) -> Size:
+def packed_elements(matrices: Size, columns: Size, taps: int, run: Size, mac: Packing) -> Size:
     """Elements of a packed operand."""
-    return product([matrices, _ceil(columns, mac.width) * mac.width, taps, _ceil(run, mac.depth) * mac.depth])
+    return product([matrices, _ceil(columns, mac.width) * mac.width, taps, _ceil(run, mac.unit) * mac.unit])
 
 
 def store_result(group: Group, k: KernelBuilder, index: list[Expr], value: Expr) -> None:
@@ -97,7 +116,7 @@ def _ceil(size: Size, unit: int) -> Size:
 
 def emit_pack(
     k: KernelBuilder,
-    mac: MultiplyAccumulate,
+    mac: Packing,
     target: tirx.Buffer,
     matrices: Size,
     columns: Size,
@@ -106,7 +125,8 @@ def emit_pack(
     read: Callable[[Expr, Expr, Expr, Expr], Expr],
 ) -> None:
     """Pack at run time what `read(matrix, n, tap, j)` gives."""
-    panels, steps = k.size(_ceil(columns, mac.width)), k.size(_ceil(run, mac.depth))
+    panels = k.size(_ceil(columns, mac.width))
+    steps = k.size(_ceil(run, mac.unit) * (mac.unit // mac.depth))
     size = k.ranges.maximum(packed_elements(matrices, columns, taps, run, mac))
     with k.loop(k.size(matrices) * panels, parallel=size >= PARALLEL_WORK) as flat:
         matrix, panel = unflatten(flat, [k.size(matrices), panels])

@@ -16,8 +16,7 @@ from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer
-from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
-from graphc.backends.tvm.templates.register_tile import emit_pack, pack, packed_elements
+from graphc.backends.tvm.templates.register_tile import Packing, emit_pack, pack, packed_elements
 from graphc.tensor_type import Size
 
 Element = Callable[[Any, Any, Any, Any], list[Any]]
@@ -48,7 +47,7 @@ class RightOperand:
         result: np.ndarray[Any, Any] = values[tuple(np.broadcast_arrays(*index))]
         return result
 
-    def packed(self, k: KernelBuilder, mac: MultiplyAccumulate) -> tirx.Buffer:
+    def packed(self, k: KernelBuilder, mac: Packing) -> tirx.Buffer:
         """The packed operand as a flat buffer of the kernel."""
         known = self._array(k)
         if known is not None:
@@ -59,7 +58,7 @@ class RightOperand:
             emit_pack(builder, mac, target, *self._sizes, lambda *at: source.load(self.element(*at)))
 
         if k.at_load(self.node):
-            key = ("packed", mac.name, mac.width, self.kind, *self._sizes)
+            key = ("packed", mac.name, mac.width, mac.unit, self.kind, *self._sizes)
             size = k.ranges.maximum(elements) * np.dtype(mac.right).itemsize
             return k.packed(Packed(self.node, key, size, fill, mac.right))
         scratch = k.workspace(elements, mac.right)

@@ -6,9 +6,14 @@ the i-th result. Tensors become inputs of the graph; an nn.Parameter becomes a s
 
 from __future__ import annotations
 
+import ctypes
 import operator
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +24,7 @@ from graphc.artifact import Artifact
 from graphc.backends.tvm import lower
 from graphc.errors import TargetError
 from graphc.graph import Graph
-from graphc.runtime import emulator
+from graphc.runtime import emulator, loader
 from graphc.structure import Structure
 from graphc.target import Target, machine_arch, machine_features
 from graphc.tensor_type import TensorType
@@ -79,13 +84,74 @@ def assert_agree(graph: Graph, got: Sequence[Any], inputs: Sequence[Tensor], rto
         )
 
 
+class Amx:
+    """AMX in software (amx_emulator.c), in this process, from the first use on."""
+
+    FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
+    INSTRUCTIONS = (
+        "ldtilecfg", "sttilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored",
+        "tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud", "tdpbf16ps",
+    )  # fmt: skip
+
+    @cached_property
+    def library(self) -> ctypes.CDLL:
+        source = Path(__file__).with_name("amx_emulator.c")
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "amx.so"
+            flags = ["-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+            command = [sys.executable, "-m", "ziglang", "cc", *flags, str(source), "-o", str(output)]
+            subprocess.run(command, check=True)
+            return ctypes.CDLL(str(output))
+
+    @property
+    def started(self) -> bool:
+        return loader.EMULATED_FEATURES >= self.FEATURES
+
+    def start(self) -> None:
+        if not self.started:
+            assert self.library.amx_start() == 0
+            loader.EMULATED_FEATURES.update(self.FEATURES)
+
+    def counts(self) -> dict[str, int]:
+        """How often each instruction ran since the last call."""
+        counts = (ctypes.c_uint64 * len(self.INSTRUCTIONS))()
+        self.library.amx_counts(counts)
+        return {name: count for name, count in zip(self.INSTRUCTIONS, counts, strict=True) if count}
+
+    def misuse(self) -> str:
+        """What the CPU would have refused since the last call."""
+        message = ctypes.create_string_buffer(200)
+        self.library.amx_misuse(message)
+        return message.value.decode()
+
+
+AMX = Amx()
+
+
+@pytest.fixture(autouse=True)
+def no_misuse_of_amx() -> Iterator[None]:
+    yield
+    assert not AMX.started or AMX.misuse() == ""
+
+
+@pytest.fixture
+def amx() -> Amx:
+    """The emulator of AMX, started; skips on a CPU that has AMX."""
+    if set(machine_features()) >= AMX.FEATURES:
+        pytest.skip("this CPU lacks nothing: its AMX is used, not the emulator")
+    require("x86-64:amx")
+    return AMX
+
+
 def require(target: str) -> None:
-    """Skip where this machine cannot run code for the target."""
+    """Skip where this machine cannot run code for the target. AMX is emulated where only AMX is missing."""
     wanted = Target.parse(target)
     if wanted.arch == machine_arch():
-        missing = sorted(set(wanted.features) - set(machine_features()))
-        if missing:
-            pytest.skip(f"this CPU lacks {' '.join(missing)}")
+        missing = set(wanted.features) - set(machine_features())
+        if missing and missing <= Amx.FEATURES:
+            AMX.start()
+        elif missing:
+            pytest.skip(f"this CPU lacks {' '.join(sorted(missing))}")
         return
     try:
         emulator.find(wanted.arch)

@@ -8,7 +8,16 @@ import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
 
 quantized = torch.ops.graphc
 torch.manual_seed(0)
-TARGETS = ("host", "x86-64:v2", "x86-64:v3", "x86-64:v4", "x86-64:vnni", "arm64:cortex-a72", "arm64:cortex-a76")
+TARGETS = (
+    "host",
+    "x86-64:v2",
+    "x86-64:v3",
+    "x86-64:v4",
+    "x86-64:vnni",
+    "x86-64:amx",
+    "arm64:cortex-a72",
+    "arm64:cortex-a76",
+)
 
 
 def stored(tensor: torch.Tensor) -> nn.Parameter:
@@ -80,6 +89,8 @@ CASES = {
     "linear": (quantized.integer_linear.default, signed(5, 33), weight(70, 33), bias(70), 11),
     "linear of one row": (quantized.integer_linear.default, signed(1, 64), weight(10, 64), None, -128),
     "linear unsigned": (quantized.integer_linear.default, unsigned(2, 3, 64), weight(17, 64), bias(17), 128),
+    "linear of many rows": (quantized.integer_linear.default, signed(50, 100), weight(33, 100), bias(33), 11),
+    "linear wide": (quantized.integer_linear.default, unsigned(3, 7, 128), weight(48, 128), bias(48), 128),
     "sum pool": (quantized.integer_sum_pool2d.default, X, -7, [3, 2], [2, 2], [1, 1]),
     "sum pool unsigned": (quantized.integer_sum_pool2d.default, unsigned(1, 40, 7, 7), 100, [7, 7], [7, 7], [0, 0]),
 }  # fmt: skip

@@ -23,4 +23,4 @@ static void shapes(const int64_t *symbol, int64_t *dims) {
 }
 
 const graphc_program graphc_the_program = {GRAPHC_ABI, 0,      0,       96, 1,     1,      0,       0,
-                                           1,          inputs, outputs, 0,  steps, shapes, features};
+                                           1,          inputs, outputs, 0,  steps, shapes, features, 0};

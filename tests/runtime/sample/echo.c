@@ -30,4 +30,4 @@ static void shapes(const int64_t *symbol, int64_t *dims) {
 }
 
 const graphc_program graphc_the_program = {GRAPHC_ABI, 0,       0,       0,       COUNT, COUNT,  1,       0,
-                                           COUNT,      tensors, tensors, symbols, steps, shapes, features};
+                                           COUNT,      tensors, tensors, symbols, steps, shapes, features, 0};

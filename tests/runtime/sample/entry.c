@@ -28,4 +28,4 @@ static void shapes(const int64_t *symbol, int64_t *dims) {
 }
 
 const graphc_program graphc_the_program = {GRAPHC_ABI, 100 * 4 * 4, 32 * 4,  96,      2,     2,      1,       1,
-                                           3,          inputs,      outputs, symbols, steps, shapes, features};
+                                           3,          inputs,      outputs, symbols, steps, shapes, features, 0};

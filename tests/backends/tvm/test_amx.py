@@ -1,0 +1,180 @@
+"""AMX: which layers use it, how many instructions they take, and the emulator that stands in for it."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
+from graphc.errors import TargetError
+from graphc.graph import Graph
+from graphc.runtime import loader
+from graphc.structure import Structure
+from graphc.target import machine_features
+from graphc.tensor_type import SymbolRange, TensorType, symbol
+
+quantized = torch.ops.graphc
+
+
+def linear(rows: int | SymbolRange, depth: int, columns: int) -> Graph:
+    graph = Graph("linear", Structure.of(((0,), {})), Structure.of(0))
+    if isinstance(rows, SymbolRange):
+        graph.symbols["rows"] = rows
+    size = rows if isinstance(rows, int) else symbol("rows")
+    x = graph.add_input("x", TensorType((size, depth), torch.int8))
+    w = graph.add_weight("w", torch.randint(-128, 128, (columns, depth), dtype=torch.int8))
+    b = graph.add_weight("b", torch.randint(-999, 999, (columns,), dtype=torch.int32))
+    graph.set_output([graph.call(quantized.integer_linear.default, x, w, b, -7)])
+    return graph
+
+
+def activations(*shape: int) -> torch.Tensor:
+    return torch.randint(-128, 128, shape, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    "rows, depth, columns, products",
+    [
+        (64, 128, 64, (64 // 16) * (128 // 64) * (64 // 16)),
+        (48, 64, 48, 3 * 1 * 3),  # halves of blocks and of panels
+        (49, 100, 10, 4 * 2 * 1),  # rows, depth and columns that fill no tile
+        (7, 64, 32, 1 * 1 * 2),  # half a block, of copied rows
+    ],
+)
+def test_tiles_are_multiplied_no_more_often_than_the_shape_needs(check, amx, rows, depth, columns, products):
+    amx.counts()
+    check(linear(rows, depth, columns), [activations(rows, depth)], target="x86-64:amx")
+    counts = amx.counts()
+    assert counts["tdpbssd"] == products
+    assert counts["tileloadd"] <= 1.5 * products + 4
+
+
+@pytest.mark.parametrize("least", [1, 16])
+def test_rows_of_dynamic_number(check, least):
+    graph = linear(SymbolRange(least, 70), 96, 40)
+    check(graph, *[[activations(rows, 96)] for rows in (least, 17, 32, 70)], target="x86-64:amx")
+
+
+def test_few_rows_are_left_to_vectors(compiled):
+    templates = [compiled(linear(rows, 64, 64), "x86-64:amx").plan["steps"][0]["template"] for rows in (4, 5)]
+    assert templates == ["matrix product", "matrix product by AMX"]
+
+
+PROGRAM = """
+#include <immintrin.h>
+#include <stdint.h>
+
+__attribute__((target("amx-int8,amx-bf16,amx-tile")))
+void multiply(const uint8_t *configuration, const void *a, long stride, const void *b, void *c, int kind) {
+  _tile_loadconfig(configuration);
+  _tile_zero(0);
+  _tile_loadd(1, a, stride);
+  _tile_stream_loadd(2, b, 64);
+  switch (kind) {
+    case 0: _tile_dpbssd(0, 1, 2); break;
+    case 1: _tile_dpbsud(0, 1, 2); break;
+    case 2: _tile_dpbusd(0, 1, 2); break;
+    case 3: _tile_dpbuud(0, 1, 2); break;
+    case 4: _tile_dpbf16ps(0, 1, 2); break;
+  }
+  _tile_stored(0, c, 64);
+  _tile_storeconfig((void *)configuration);
+  _tile_release();
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def multiply(tmp_path_factory):
+    """multiply(configuration, a, stride, b, c, kind) in C, by the compiler's own intrinsics."""
+    folder = tmp_path_factory.mktemp("amx")
+    source, library = folder / "multiply.c", folder / "multiply.so"
+    source.write_text(PROGRAM)
+    command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    function = ctypes.CDLL(str(library)).multiply
+    pointer = ctypes.c_void_p
+    function.argtypes = [pointer, pointer, ctypes.c_long, pointer, pointer, ctypes.c_int]
+    return lambda configuration, a, stride, b, c, kind: function(
+        configuration.data_ptr(), a.data_ptr(), stride, b.data_ptr(), c.data_ptr(), kind
+    )
+
+
+def configuration(rows: int, depth: int, columns: int) -> torch.Tensor:
+    """Three tiles: sums, left operand of `depth` groups of four bytes, right operand."""
+    settings = torch.zeros(64, dtype=torch.uint8)
+    settings[0] = 1
+    settings[48:51] = torch.tensor([rows, rows, depth])
+    settings[16:22:2] = torch.tensor([4 * columns, 4 * depth, 4 * columns])
+    return settings
+
+
+@pytest.mark.parametrize("kind, left, right", [(0, 1, 1), (1, 1, 0), (2, 0, 1), (3, 0, 0)])
+def test_the_emulator_multiplies_integers_of_either_sign(amx, multiply, kind, left, right):
+    types = (torch.uint8, torch.int8)
+    rows, depth, columns = 5, 7, 9
+    a = torch.randint(0, 256, (16, 80)).to(types[left])
+    b = torch.randint(0, 256, (16, 16, 4)).to(types[right])
+    c = torch.full((16, 16), 77, dtype=torch.int32)
+    settings = configuration(rows, depth, columns)
+    before = settings.clone()
+    multiply(settings, a, 80, b, c, kind)
+    known = a[:rows, : 4 * depth].double() @ b[:depth, :columns].permute(0, 2, 1).reshape(-1, columns).double()
+    assert torch.equal(c[:rows, :columns], known.int())
+    assert bool((c[rows:] == 77).all() and (c[:, columns:] == 77).all())
+    assert torch.equal(settings, before)
+
+
+def test_the_emulator_multiplies_bfloat16(amx, multiply):
+    a, b = torch.randn(16, 32).bfloat16(), torch.randn(16, 16, 2).bfloat16()
+    c = torch.zeros(16, 16)
+    multiply(configuration(16, 16, 16), a, 64, b, c, 4)
+    torch.testing.assert_close(c, a.float() @ b.permute(0, 2, 1).reshape(32, 16).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "damage, complaint",
+    [
+        ((0, 2), "palette"),
+        ((5, 1), "reserved"),
+        ((49, 17), "16 rows"),
+        ((60, 1), "rows without columns"),
+        ((49, 4), "shapes do not fit"),
+        ((50, 0), "rows without columns"),
+    ],
+)
+def test_the_emulator_tells_of_misuse(amx, multiply, damage, complaint):
+    settings = configuration(5, 7, 9)
+    place, value = damage
+    settings[place] = value
+    buffers = [torch.zeros(2048, dtype=torch.uint8) for _ in range(3)]
+    multiply(settings, buffers[0], 64, buffers[1], buffers[2], 0)
+    assert complaint in amx.misuse()
+
+
+def test_tiles_are_configured_in_every_thread_and_given_back(check, amx):
+    amx.counts()
+    check(linear(640, 64, 64), [activations(640, 64)], target="x86-64:amx")
+    counts = amx.counts()
+    assert counts["ldtilecfg"] >= 2  # this thread at load, then at each run; a worker
+    assert counts["tilerelease"] >= 1
+
+
+def test_code_for_amx_does_not_start_where_nothing_computes_it(compiled, monkeypatch):
+    if "amx-tile" in machine_features():
+        pytest.skip("this CPU lacks nothing")
+    monkeypatch.setattr(loader, "EMULATED_FEATURES", set())
+    artifact = compiled(linear(64, 64, 64), "x86-64:amx")
+    with pytest.raises(TargetError, match="amx-tile"):
+        artifact.run(activations(64, 64))
+
+
+def test_a_module_without_products_has_no_tiles(compiled, amx):
+    graph = Graph("sum", Structure.of(((0,), {})), Structure.of(0))
+    x = graph.add_input("x", TensorType((8,), torch.float32))
+    graph.set_output([graph.call(torch.ops.aten.add.Tensor, x, x)])
+    amx.counts()
+    compiled(graph, "x86-64:amx").run(torch.ones(8))
+    assert amx.counts() == {}
