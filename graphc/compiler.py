@@ -124,6 +124,11 @@ def lower(
     return program
 
 
+def bare(graph: Graph, program: Program) -> Artifact:
+    """An artifact with no more than running takes, such as measuring needs."""
+    return Artifact.build(program, "", {}, {"inputs": graph.inputs.to_json(), "outputs": graph.outputs.to_json()})
+
+
 def _pipeline(given: str | Pipeline | Iterable[Any] | None, calibration: object) -> Pipeline:
     if given is None:
         given = "float" if calibration is None else "int8"

@@ -259,10 +259,11 @@ def _option_text(value: Any) -> str:
 
 # -- presets --------------------------------------------------------------------------------------
 
-_CLEAN = "canonicalize,fold_constants,fold_batchnorm,eliminate_common_subexpressions,drop_unused"
+CLEAN = "canonicalize,fold_constants,fold_batchnorm,eliminate_common_subexpressions,drop_unused"
+FINISH = "integer_arithmetic,eliminate_common_subexpressions,drop_unused,fuse_operators"
 PRESETS = {
-    "float": f"{_CLEAN},integer_arithmetic,fuse_operators",
-    "int8": f"{_CLEAN},quantize,integer_arithmetic,eliminate_common_subexpressions,drop_unused,fuse_operators",
+    "float": f"{CLEAN},integer_arithmetic,fuse_operators",
+    "int8": f"{CLEAN},quantize,{FINISH}",
 }
 
 

@@ -102,6 +102,16 @@ def machine_arch() -> str:
     return {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}.get(machine, machine)
 
 
+def machine_model() -> str:
+    """What this machine's CPU calls itself; for people and for keys of measurements, never to choose code by."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            found = [line.partition(":") for line in lines if line.startswith(("model name", "CPU part"))]
+        if found:
+            return found[0][2].strip()
+    return platform.processor() or platform.machine()
+
+
 def machine_features() -> tuple[str, ...]:
     """Features of this machine's CPU that the operating system lets programs use, from its CPUID/HWCAP flags."""
     flags: set[str] = set()

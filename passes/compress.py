@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Literal
 
 import torch
 from torch import fx
@@ -41,12 +42,16 @@ LAYERS = (aten.convolution.default, aten.linear.default)
 
 @dataclass(frozen=True)
 class Compress(Pass):
-    """Compress the layers whose path matches `layers` and none of `exclude` (shell patterns); no pattern: all."""
+    """Compress the layers whose path matches `layers` and none of `exclude` (shell patterns); no pattern: all.
+
+    unfit: what becomes of a layer whose shape the format cannot take, "error" or "keep" (it stays as it is).
+    """
 
     fidelity = "lossy"
     format: str = "linear"
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    unfit: Literal["error", "keep"] = "error"
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         chosen = formats.parse(self.format)
@@ -58,8 +63,13 @@ class Compress(Pass):
             args = arguments(layer)
             name = str(args[1].target)
             if name not in expressions:
-                with result.at(layer):
-                    expressions[name] = _expression(result, chosen, name, layer)
+                try:
+                    with result.at(layer):
+                        expressions[name] = _expression(result, chosen, name, layer)
+                except FormatError:
+                    if self.unfit == "error":
+                        raise
+                    continue
             args[1] = expressions[name]
             layer.args = tuple(args)
         if not expressions:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from graphc.artifact import Artifact
 from graphc.graph import Graph
 from graphc.measurement import step_times
 from graphc.program import Program
@@ -45,7 +44,7 @@ def tune(
 
     >>> tune(pipeline("float").run(graphc.trace(model, (x,))), Target.parse("host"), Database.load())
     """
-    from graphc.compiler import lower
+    from graphc.compiler import bare, lower
 
     def compiled(chosen: Mapping[str, Mapping[str, int]]) -> Program:
         return lower(graph, target, silent, chosen)
@@ -64,7 +63,8 @@ def tune(
             base = database.parameters(target)
             versions = [base, *_versions(base, name, searched)]
             programs = [compiled(version) for version in versions]
-            times = _measure(executor, [_file(graph, program) for program in programs], threads, rounds)
+            files = [bare(graph, program).content for program in programs]
+            times = _measure(executor, files, threads, rounds)
             totals = [_by_workload(program, steps) for program, steps in zip(programs, times, strict=True)]
             for workload, options in searched.items():
                 known[workload] = _best(known.get(workload), name, options, [total[workload] for total in totals])
@@ -107,12 +107,6 @@ def _measure(executor: Executor | None, files: list[bytes], threads: int | None,
         return step_times(files, threads, rounds)
     job: Future[list[list[float]]] = executor.submit(step_times, files, threads, rounds)
     return job.result()
-
-
-def _file(graph: Graph, program: Program) -> bytes:
-    """An artifact file with no more than running takes."""
-    manifest = {"inputs": graph.inputs.to_json(), "outputs": graph.outputs.to_json()}
-    return Artifact.build(program, "", {}, manifest).content
 
 
 def _by_workload(program: Program, times: Sequence[float]) -> dict[str, float]:
