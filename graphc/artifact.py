@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ _DTYPES = {
     "u8": np.uint8,
     "bool": np.bool_,
 }  # fmt: skip
+
+
+# Of one run: the inputs' shapes, and the outputs' with their dtypes.
+_Shapes: TypeAlias = "tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], np.dtype[Any]]]]"
 
 
 class Size(int):
@@ -72,6 +76,13 @@ class Artifact:
         self.threads = threads or _usable_cpus()
         self._inputs = Structure.from_json(self.manifest["inputs"])
         self._outputs = Structure.from_json(self.manifest["outputs"])
+        # What most calls are: tensors one after the other, each an array that can be read as it lies.
+        self._num_plain = self._inputs.num_plain
+        self._fast = [
+            (None if info["dtype"] == "bf16" else np.dtype(_DTYPES[info["dtype"]]), len(info["shape"]))
+            for info in self.plan["inputs"]
+        ]
+        self._sized: tuple[tuple[int, ...], _Shapes] | None = None
         self._lock = threading.Lock()
         self._executor: Native | Emulator | None = None
 
@@ -147,29 +158,39 @@ class Artifact:
     def _call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], nanoseconds: NDArray[np.uint64] | None = None
     ) -> Any:
-        declared = self.plan["inputs"]
-        leaves = self._inputs.flatten_call(args, kwargs)
-        arrays = [_to_array(info, leaf) for info, leaf in zip(declared, leaves, strict=True)]
-        symbols = self._solve(arrays)
-        infos = [*declared, *self.plan["outputs"]]
+        leaves = args if len(args) == self._num_plain and not kwargs else self._inputs.flatten_call(args, kwargs)
+        arrays = [
+            leaf
+            if type(leaf) is np.ndarray and leaf.dtype is dtype and leaf.ndim == rank and leaf.flags.c_contiguous
+            else _to_array(info, leaf)
+            for info, (dtype, rank), leaf in zip(self.plan["inputs"], self._fast, leaves, strict=True)
+        ]
+        symbols = self._solve(arrays) if self.plan["symbols"] else ()
         with self._lock:
             executor = self._start()
-            dims = iter(executor.shapes(symbols, sum(len(info["shape"]) for info in infos)))
-            shapes = [tuple(next(dims) for _ in info["shape"]) for info in infos]
-            for info, array, shape in zip(declared, arrays, shapes, strict=False):
+            input_shapes, output_shapes = self._shapes(executor, symbols)
+            for info, array, shape in zip(self.plan["inputs"], arrays, input_shapes, strict=True):
                 if array.shape != shape:
                     raise InputError(f"input {_describe(info)} must have the shape {shape}, got {array.shape}")
-            outputs = [
-                np.empty(shape, _DTYPES[info["dtype"]])
-                for info, shape in zip(self.plan["outputs"], shapes[len(declared) :], strict=True)
-            ]
+            outputs = [np.empty(shape, dtype) for shape, dtype in output_shapes]
             executor.run(arrays, symbols, outputs, nanoseconds)
         for index, info in enumerate(self.plan["outputs"]):
             if info["dtype"] == "bf16":
                 outputs[index] = _from_bfloat16(outputs[index])
         return self._outputs.unflatten(outputs)
 
-    def _solve(self, arrays: Sequence[NDArray[Any]]) -> list[int]:
+    def _shapes(self, executor: Native | Emulator, symbols: tuple[int, ...]) -> _Shapes:
+        """The shapes of a run with these dynamic sizes; kept, for the next run is likely to have the same."""
+        if self._sized is None or self._sized[0] != symbols:
+            infos = [*self.plan["inputs"], *self.plan["outputs"]]
+            dims = iter(executor.shapes(symbols, sum(len(info["shape"]) for info in infos)))
+            shapes = [tuple(next(dims) for _ in info["shape"]) for info in infos]
+            inputs, outputs = shapes[: len(self.plan["inputs"])], shapes[len(self.plan["inputs"]) :]
+            dtypes = [np.dtype(_DTYPES[info["dtype"]]) for info in self.plan["outputs"]]
+            self._sized = symbols, (inputs, list(zip(outputs, dtypes, strict=True)))
+        return self._sized[1]
+
+    def _solve(self, arrays: Sequence[NDArray[Any]]) -> tuple[int, ...]:
         """The dynamic sizes, in the plan's order, read off the inputs whose shapes name them."""
         sizes: dict[str, int] = {}
         for info, array in zip(self.plan["inputs"], arrays, strict=True):
@@ -182,7 +203,7 @@ class Artifact:
                 raise ArtifactError(f"no input of the artifact has the dynamic size '{name}' as one of its sizes")
             if not minimum <= sizes[name] <= maximum:
                 raise InputError(f"'{name}' must lie between {minimum} and {maximum}, the inputs make it {sizes[name]}")
-        return [sizes[symbol["name"]] for symbol in self.plan["symbols"]]
+        return tuple(sizes[symbol["name"]] for symbol in self.plan["symbols"])
 
     def _start(self) -> Native | Emulator:
         if self._executor is None or not self._executor.alive:

@@ -42,6 +42,13 @@ class Structure:
         """Number of leaves."""
         return int(self.kind == "leaf") + sum(child.size for child in self.children)
 
+    @property
+    def num_plain(self) -> int | None:
+        """For the structure of a call: how many positional arguments, where each is a leaf and there are no others."""
+        positional, named = self.children
+        plain = not named.children and all(child.kind == "leaf" for child in positional.children)
+        return len(positional.children) if plain else None
+
     def flatten_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The leaves of a call, for the structure of a pair `(args, kwargs)`. Raises InputError as `flatten` does."""
         positional, named = self.children

@@ -71,6 +71,20 @@ def test_another_structure(args: tuple[Any, ...], kwargs: dict[str, Any], messag
         of((("a", ["b", "c"]), {"mask": "d", "flag": None})).flatten_call(args, kwargs)
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ((("a", "b"), {}), 2),
+        (((), {}), 0),
+        ((("a",), {"mask": "b"}), None),
+        ((("a", ("b",)), {}), None),
+        ((("a", None), {}), None),
+    ],
+)
+def test_plain_calls_are_leaves_one_after_the_other(call: Any, expected: int | None) -> None:
+    assert of(call).num_plain == expected
+
+
 def test_constants_keep_their_type() -> None:
     with pytest.raises(InputError, match="value was 1 when"):
         of(1).flatten(True)

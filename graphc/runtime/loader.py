@@ -71,14 +71,23 @@ class Native:
         program = library.graphc_program_get().contents
         _check(library, program, len(weights), len(steps))
         self._library, self._program, self._names = library, program, steps
+        self._steps = program.num_init_steps, program.num_steps
         self._weights = _aligned(weights)
         self._state = _allocate(program.state_bytes)
         self._arena = _allocate(program.arena_bytes)
+        library.graphc_steps.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p)
+        self._inputs = (ctypes.c_void_p * program.num_inputs)()
+        self._outputs = (ctypes.c_void_p * program.num_outputs)()
+        self._symbols = (ctypes.c_int64 * program.num_symbols)()
+        pointers = (self._weights.ctypes.data, self._state.ctypes.data, self._arena.ctypes.data)
+        arrays = map(ctypes.addressof, (self._inputs, self._outputs, self._symbols))
+        self._frame = _Frame(*pointers, *arrays)
+        self._frame_at = ctypes.addressof(self._frame)
         library.graphc_pool_start(threads)
         for _ in range(threads - 1):
             workers.append(threading.Thread(target=library.graphc_worker, name="graphc", daemon=True))
             workers[-1].start()
-        self._run_steps((), (), (), 0, program.num_init_steps)
+        self._run_steps(0, program.num_init_steps, None)
 
     def shapes(self, symbols: Sequence[int], num_dims: int) -> list[int]:
         """The sizes of all inputs, then of all outputs, flat (`num_dims` in all)."""
@@ -90,36 +99,18 @@ class Native:
         self, inputs: Arrays, symbols: Sequence[int], outputs: Arrays, nanoseconds: NDArray[np.uint64] | None = None
     ) -> None:
         """Run once on dense inputs into dense outputs; `nanoseconds` gets each step's duration."""
-        first, last = self._program.num_init_steps, self._program.num_steps
-        self._run_steps(inputs, symbols, outputs, first, last, nanoseconds)
+        for place, array in enumerate(inputs):
+            self._inputs[place] = array.ctypes.data
+        for place, array in enumerate(outputs):
+            self._outputs[place] = array.ctypes.data
+        for place, size in enumerate(symbols):
+            self._symbols[place] = size
+        self._run_steps(*self._steps, None if nanoseconds is None else nanoseconds.ctypes.data)
 
-    def _run_steps(
-        self,
-        inputs: Arrays,
-        symbols: Sequence[int],
-        outputs: Arrays,
-        first: int,
-        last: int,
-        nanoseconds: NDArray[np.uint64] | None = None,
-    ) -> None:
-        inputs_at, outputs_at = _pointers(inputs), _pointers(outputs)
-        sizes = (ctypes.c_int64 * len(symbols))(*symbols)
-        frame = _Frame(
-            self._weights.ctypes.data,
-            self._state.ctypes.data,
-            self._arena.ctypes.data,
-            ctypes.addressof(inputs_at),
-            ctypes.addressof(outputs_at),
-            ctypes.addressof(sizes),
-        )
-        durations = None if nanoseconds is None else ctypes.c_void_p(nanoseconds.ctypes.data)
-        failed = self._library.graphc_steps(ctypes.byref(frame), first, last, durations)
+    def _run_steps(self, first: int, last: int, nanoseconds: int | None) -> None:
+        failed = self._library.graphc_steps(self._frame_at, first, last, nanoseconds)
         if failed:
             raise GraphcError(f"step '{self._names[failed - 1]}' failed")
-
-
-def _pointers(arrays: Arrays) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
 
 
 def _load(code: memoryview) -> tuple[ctypes.CDLL, int]:

@@ -116,6 +116,19 @@ def test_numpy_bfloat16(echo: Artifact) -> None:
     np.testing.assert_array_equal(echo.run(*arrays)[3], np.arange(12, dtype=np.float32).reshape(4, 3))
 
 
+def test_sizes_that_change_from_run_to_run(echo: Artifact) -> None:
+    for n in (3, 1, 3, 0, 5):
+        inputs = [torch.full((n, 3), 1).to(dtype) for dtype in DTYPES.values()]
+        assert [result.shape for result in echo.run(*inputs)] == [(n, 3)] * len(DTYPES)
+
+
+def test_bits_of_bfloat16_are_no_bfloat16(echo: Artifact) -> None:
+    inputs = [torch.zeros(1, 3).to(dtype) for dtype in DTYPES.values()]
+    inputs[list(DTYPES).index("bf16")] = np.zeros((1, 3), np.uint16)
+    with pytest.raises(InputError, match="must be bfloat16, got uint16"):
+        echo.run(*inputs)
+
+
 def test_run_many(echo: Artifact) -> None:
     results = list(echo.run_many(every_dtype(n) for n in (1, 3)))
     assert [result[0].shape for result in results] == [(1, 3), (3, 3)]
