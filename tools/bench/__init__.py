@@ -1,0 +1,1 @@
+"""graphc beside the engines that a user would pick instead: `graphc bench`."""

@@ -1,0 +1,85 @@
+"""ONNX Runtime: fp32; int8 by its own static quantization (vision) or dynamic quantization (text); int4 MatMulNBits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions, quantization
+
+from graphc.tools.bench.engines import Run, onnx_file
+from graphc.tools.bench.workloads import Workload
+
+PRECISIONS = {"vision": ("fp32", "int8"), "text": ("fp32", "int8"), "decode": ("fp32", "int8", "int4")}
+
+
+class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, names: list[str], batches: list[Any]) -> None:
+        self.names, self.batches = names, iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {n: x.numpy() for n, x in zip(self.names, batch, strict=True)}
+
+
+def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
+    source, result = folder / "float.onnx", folder / "model.onnx"
+    onnx_file.export(work, batch, source)
+    if precision == "fp32":
+        if work.kind == "text":
+            _fuse_transformer(source)
+        source.rename(result)
+    elif precision == "int4":
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantizer = MatMulNBitsQuantizer(onnx.load(str(source)), block_size=32, is_symmetric=True, accuracy_level=4)
+        quantizer.process()
+        onnx.save(quantizer.model.model, str(result))
+    elif work.kind == "vision":
+        _quantize_statically(work, batch, source, result)
+    else:
+        if work.kind == "text":
+            _fuse_transformer(source)
+        # As its documentation advises for transformers; activations get their scales at run time.
+        quantization.quantize_dynamic(source, result, per_channel=True, weight_type=quantization.QuantType.QInt8)
+    source.unlink(missing_ok=True)
+
+
+def _fuse_transformer(path: Path) -> None:
+    """Attention, GELU and layer normalization as single operators, by ONNX Runtime's own tool."""
+    from onnxruntime.transformers import optimizer
+
+    fused = optimizer.optimize_model(str(path), model_type="bert", num_heads=12, hidden_size=384, opt_level=0)
+    fused.save_model_to_file(str(path))
+
+
+def _quantize_statically(work: Workload, batch: int, source: Path, result: Path) -> None:
+    """QDQ, weights per channel, as its documentation advises for CPUs."""
+    # Optimized before it is quantized: else ONNX Runtime uses few of its integer kernels and is five times slower.
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
+    optimized = source.with_name("optimized.onnx")
+    options.optimized_model_filepath = str(optimized)
+    names = [item.name for item in InferenceSession(source, options, providers=["CPUExecutionProvider"]).get_inputs()]
+    repeated = [tuple(x.repeat(batch, *[1] * (x.dim() - 1)) for x in inputs) for inputs in work.calibration()]
+    quantization.quantize_static(
+        optimized, result, _Batches(names, repeated[: max(8, 64 // batch)]), quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip
+    optimized.unlink()
+
+
+def load(work: Workload, batch: int, precision: str, threads: int, folder: Path) -> Run:
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_inputs()]
+    feeds = {name: x.numpy() for name, x in zip(names, work.inputs(batch), strict=True)}
+    return lambda: list(session.run(None, feeds))
+
+
+def version() -> str:
+    return str(onnxruntime.__version__)
