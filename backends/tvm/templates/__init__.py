@@ -24,6 +24,7 @@ from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import KernelBuilder
 from graphc.backends.tvm.operations import TVM_DTYPES, dtype_of, name_of, operands
 from graphc.backends.tvm.templates import (
+    amx_convolution,
     amx_matrix_product,
     attention,
     concatenation,
@@ -56,6 +57,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
     cast(Template, module)
     for module in (
         depthwise,
+        amx_convolution,
         convolution,
         amx_matrix_product,
         matrix_product,

@@ -197,13 +197,14 @@ def _emit_sums(
         valid = rest
     elif rest > LANES or (rest and tiles.width == LANES):
         valid = T.min(integer(width), int(shape.columns) - first)
-    size = k.size(shape.width)
-    kept = (lambda row: row < size) if may_overread(k, shape.width) else shape.kept
+    conditions = [shape.kept] if shape.kept is not None else []
+    if may_overread(k, shape.width):
+        conditions.append(lambda row: row < k.size(shape.width))
     for i, start in enumerate(starts):
         with k.loop(ROWS) as r, ExitStack() as inside:
             row = T.Bind(start + r)
-            if kept is not None:
-                inside.enter_context(T.If(kept(row)))
+            for condition in conditions:
+                inside.enter_context(T.If(condition(row)))
                 inside.enter_context(T.Then())
             offset = (r + i * ROWS) * width
             vector_loop(k, valid, LANES, _storing(shape, outer, row, first, block, offset))

@@ -9,11 +9,14 @@ import torch
 
 import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
 from graphc.errors import TargetError
+from graphc.frontends import trace
 from graphc.graph import Graph
+from graphc.pipeline import PassContext, pipeline
 from graphc.runtime import loader
 from graphc.structure import Structure
 from graphc.target import machine_features
 from graphc.tensor_type import SymbolRange, TensorType, symbol
+from graphc.tools.zoo.catalog import MODELS
 
 quantized = torch.ops.graphc
 
@@ -49,6 +52,37 @@ def test_tiles_are_multiplied_no_more_often_than_the_shape_needs(check, amx, row
     counts = amx.counts()
     assert counts["tdpbssd"] == products
     assert counts["tileloadd"] <= 1.5 * products + 4
+
+
+@pytest.mark.parametrize(
+    "channels, size, filters, taps, stride, products",
+    [
+        (64, 56, 64, 3, 1, 200 * 9 * 4),  # 55 * 57 + 56 pixels
+        (64, 14, 64, 1, 1, 13 * 1 * 4),  # 196 pixels as they lie
+        (64, 15, 32, 3, 2, 5 * 9 * 2),  # 7 * 9 + 8 pixels of each phase
+        (3, 64, 32, 7, 2, 32 * 2 * 7 * 2),  # 32 rows of 32 pixels, a run of 21 bytes for each row of the kernel
+    ],
+)
+def test_images_are_read_with_few_multiplications(check, amx, channels, size, filters, taps, stride, products):
+    graph = Graph("convolution", Structure.of(((0,), {})), Structure.of(0))
+    x = graph.add_input("x", TensorType((1, channels, size, size), torch.int8))
+    w = graph.add_weight("w", torch.randint(-128, 128, (filters, channels, taps, taps), dtype=torch.int8))
+    geometry = [stride] * 2, [taps // 2] * 2, [1, 1], 1
+    graph.set_output([graph.call(quantized.integer_convolution.default, x, w, None, 3, *geometry)])
+    amx.counts()
+    check(graph, [activations(1, channels, size, size)], target="x86-64:amx")
+    assert amx.counts()["tdpbssd"] == products
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "mobilenet_v2"])
+def test_networks_are_equal_to_the_reference(check, amx, data, name):
+    entry = MODELS[name]
+    inputs = entry.example_inputs()
+    context = PassContext(calibration=[inputs])
+    graph = pipeline("int8").run(trace(entry.build(), inputs), context, ())
+    amx.counts()
+    check(graph, inputs, target="x86-64:amx", rtol=0, atol=0)
+    assert amx.counts()["tdpbssd"] > 1000
 
 
 @pytest.mark.parametrize("least", [1, 16])

@@ -80,6 +80,10 @@ CASES = {
     "conv dilated": conv(X, weight(9, 6, 3, 3), bias(9), 0, (1, 2), (2, 4), (2, 4)),
     "conv in groups": conv(X, weight(9, 2, 3, 3), bias(9), 3, (2, 2), (1, 1), groups=3),
     "conv large": conv(signed(1, 64, 8, 8), weight(32, 64, 3, 3), bias(32), 127, padding=(1, 1)),
+    "conv large with stride": conv(signed(2, 64, 9, 15), weight(40, 64, 3, 3), bias(40), 99, (2, 2), (1, 1)),
+    "conv large unpadded": conv(unsigned(2, 64, 7, 9), weight(48, 64, 3, 2), bias(48), 200),
+    "conv 1x1 with stride": conv(signed(1, 128, 9, 9), weight(32, 128, 1, 1), None, -4, (2, 2)),
+    "conv of three channels": conv(signed(1, 3, 24, 36), weight(17, 3, 7, 7), bias(17), 99, (2, 2), (3, 3)),
     "conv of one channel": conv(signed(1, 1, 12, 12), weight(20, 1, 5, 5), bias(20), 1),
     "conv 1d": (
         quantized.integer_convolution.default, X[0], weight(9, 13, 3), bias(9), 4, [2], [1], [1], 1,
