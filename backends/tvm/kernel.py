@@ -23,7 +23,7 @@ from tvm.tirx.script import builder as T
 from graphc.backends.tvm import sizes
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.operations import dtype_of, shape_of
-from graphc.backends.tvm.placement import Placement
+from graphc.backends.tvm.placement import Halo, Placement
 from graphc.backends.tvm.sizes import Ranges
 from graphc.tensor_type import Size
 
@@ -96,27 +96,47 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class TensorView:
-    """A tensor operand inside a kernel: a flat buffer and the strides of the logical dimensions."""
+    """A tensor operand inside a kernel: a flat buffer and the strides of the logical dimensions.
+
+    Truth values are stored as uint8, int8 values as they are or as uint8, 128 more: the buffer's type tells.
+    origin: where in the buffer the first element lies.
+    """
 
     buffer: tirx.Buffer
     shape: tuple[Size, ...]
     strides: tuple[Expr, ...]
     dtype: str
+    origin: Size = 0
 
     def offset(self, index: Index) -> Expr:
-        result = integer(0)
+        result = integer(int(self.origin))
         for position, stride in zip(index, self.strides, strict=True):
             result = result + position * stride
         return result
 
     def load(self, index: Index) -> Expr:
-        value = self.buffer[self.offset(index)]
-        return tirx.NE(value, T.uint8(0)) if self.dtype == "bool" else value
+        return self.load_at(self.offset(index))
+
+    def load_at(self, offset: Expr) -> Expr:
+        """The element at a position in the buffer."""
+        value = self.buffer[offset]
+        if self.dtype == "bool":
+            return tirx.NE(value, T.uint8(0))
+        return value if self.is_stored_as_is else T.reinterpret("int8", T.bitwise_xor(value, T.uint8(0x80)))
 
     def store(self, index: Index, value: Expr) -> None:
+        self.store_at(self.offset(index), value)
+
+    def store_at(self, offset: Expr, value: Expr) -> None:
         if self.dtype == "bool":
             value = T.Select(value, T.uint8(1), T.uint8(0))
-        T.buffer_store(self.buffer, value, [self.offset(index)])
+        elif not self.is_stored_as_is:
+            value = T.bitwise_xor(T.reinterpret("uint8", value), T.uint8(0x80))
+        T.buffer_store(self.buffer, value, [offset])
+
+    @property
+    def is_stored_as_is(self) -> bool:
+        return str(self.buffer.ty.dtype) == self.dtype
 
 
 # Sizes are not negative: truncated division is the floor, and one instruction.
@@ -244,14 +264,19 @@ class KernelBuilder:
         """The value of a node, to read or to write."""
         if node not in self._views:
             dtype = dtype_of(node)
-            buffer = self._parameter(Value(node), "uint8" if dtype == "bool" else dtype)
-            strides = tuple(self.size(stride) for stride in self._around.places[node].strides)
+            place = self._around.places[node]
+            buffer = self._parameter(Value(node), "uint8" if dtype == "bool" or place.flipped else dtype)
+            strides = tuple(self.size(stride) for stride in place.strides)
             self._views[node] = TensorView(buffer, shape_of(node), strides, dtype)
         return self._views[node]
 
     def strides(self, node: fx.Node) -> tuple[Size, ...]:
         """How the node's value lies in memory, in elements a logical dimension."""
         return self._around.places[node].strides
+
+    def halo(self, node: fx.Node) -> Halo | None:
+        """What lies around the node's value in memory."""
+        return self._around.places[node].halo
 
     def at_load(self, node: fx.Node) -> bool:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""

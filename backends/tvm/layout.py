@@ -2,7 +2,8 @@
 
 Logical shapes stay as in torch (NCHW). Convolutions and pools read and write channels-last memory; element-wise
 operators keep the order of their input; graph inputs and outputs are row-major. Views alias: permuting, slicing,
-expanding or reshaping costs nothing where strides can say it.
+expanding or reshaping costs nothing where strides can say it. An image that a convolution pads is stored with its
+padding around it, and int8 values as the instruction reads them that multiplies them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Any
 
 from torch import fx
 
+from graphc.backends.tvm.geometry import CONVOLUTIONS, Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.index_functions.arithmetic import CONVERSIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
-from graphc.backends.tvm.operations import arguments, consumers, name_of, rank_of, shape_of, subject, type_of
-from graphc.backends.tvm.placement import Placement
-from graphc.backends.tvm.sizes import contiguous, simplify
+from graphc.backends.tvm.operations import arguments, consumers, dtype_of, name_of, rank_of, shape_of, subject, type_of
+from graphc.backends.tvm.placement import Halo, Placement
+from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.graph import Graph
 from graphc.tensor_type import Size
 
@@ -53,8 +55,10 @@ def memory_order(strides: Iterable[Size], shape: Iterable[Size], measure: Callab
     return tuple(order)
 
 
-def arrange(graph: Graph, groups: list[Group], measure: Callable[[Size], int]) -> dict[fx.Node, Placement]:
-    """The placement of every value. `measure`: the largest value of a size."""
+def arrange(
+    graph: Graph, groups: list[Group], measure: Callable[[Size], int], unsigned: bool = False
+) -> dict[fx.Node, Placement]:
+    """The placement of every value. `measure`: the largest value of a size; `unsigned`: integer products read uint8."""
     places: dict[fx.Node, Placement] = {}
     for node in graph:
         if node.op in ("placeholder", "get_attr"):
@@ -63,8 +67,68 @@ def arrange(graph: Graph, groups: list[Group], measure: Callable[[Size], int]) -
     for group in groups:
         node = group.output
         alias = None if node in results else _alias(group, places)
-        places[node] = alias or Placement(node, 0, contiguous(shape_of(node), _order(group, results, places, measure)))
+        places[node] = alias or _own(group, results, places, measure, unsigned)
     return places
+
+
+def elements(place: Placement) -> Size:
+    """How many elements the owner's memory holds."""
+    shape = shape_of(place.owner)
+    return product(shape if place.halo is None else _with_halo(shape, place.halo))
+
+
+def _with_halo(shape: tuple[Size, ...], halo: Halo) -> tuple[Size, ...]:
+    image = [simplify(sum(sizes)) for sizes in zip(shape[2:], halo.before, halo.after, strict=True)]
+    return (*shape[:2], *image)
+
+
+def _own(
+    group: Group,
+    results: set[fx.Node],
+    places: dict[fx.Node, Placement],
+    measure: Callable[[Size], int],
+    unsigned: bool,
+) -> Placement:
+    """Memory of the value's own."""
+    node = group.output
+    shape = shape_of(node)
+    order = _order(group, results, places, measure)
+    if node in results or group.at_load:
+        return Placement(node, 0, contiguous(shape, order))
+    halo = _halo(node) if order == channels_last(4) else None
+    strides = contiguous(shape if halo is None else _with_halo(shape, halo), order)
+    offset = 0 if halo is None else simplify(halo.before[0] * strides[2] + halo.before[1] * strides[3])
+    return Placement(node, offset, strides, unsigned and _is_multiplied(node), halo)
+
+
+def _halo(node: fx.Node) -> Halo | None:
+    """What the windows of the convolutions that read an image need beyond its edges, where all mean the same by it."""
+    before, after, fills = [0, 0], [0, 0], set()
+    for g in (Geometry.of(user) for user in consumers(node) if name_of(user) in CONVOLUTIONS):
+        known = all(isinstance(size, int) for size in (*g.image, *g.padded, g.channels))
+        if g.x is not node or not g.needs_padding or g.spread != (1, 1) or not known or min(g.before) < 0:
+            continue
+        if dtype_of(node) not in ("float32", "int8", "uint8") or (dtype_of(node) != "float32" and g.channels % 4):
+            continue  # copied in any case
+        fills.add(g.zero)
+        for d in range(2):
+            before[d] = max(before[d], g.before[d])
+            after[d] = max(after[d], int(g.padded[d] - g.image[d]) - g.before[d])
+    if len(fills) != 1 or before + after == [0, 0, 0, 0]:
+        return None
+    return Halo((before[0], before[1]), (after[0], after[1]), fills.pop())
+
+
+def _is_multiplied(node: fx.Node) -> bool:
+    """Whether integer products read the value, and none of them a channel at a time."""
+    if dtype_of(node) != "int8":
+        return False
+    read = False
+    for user in consumers(node):
+        if name_of(user) == "graphc.integer_convolution.default" and arguments(user)["groups"] > 1:
+            return False
+        read |= name_of(user) in ("graphc.integer_convolution.default", "graphc.integer_linear.default")
+    return read
 
 
 def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
@@ -82,7 +146,7 @@ def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
     found = (0, under.strides) if same_type else VIEWS[name](args, node, under.strides)
     if found is None:
         return None
-    return Placement(under.owner, simplify(under.offset + found[0]), found[1])
+    return Placement(under.owner, simplify(under.offset + found[0]), found[1], under.flipped)
 
 
 def _order(

@@ -17,13 +17,15 @@ from graphc.backends.tvm import memory
 from graphc.backends.tvm.codegen import compile_kernels
 from graphc.backends.tvm.entry import Call, Location, entry_c
 from graphc.backends.tvm.groups import Group, operators, partition, weights_only
+from graphc.backends.tvm.halo import fill_halo
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Constant, Kernel, KernelBuilder, Operand, Packed, Surroundings, Value, Workspace
-from graphc.backends.tvm.layout import arrange
+from graphc.backends.tvm.layout import arrange, elements
 from graphc.backends.tvm.link import link
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_of
-from graphc.backends.tvm.sizes import Ranges, product, simplify
+from graphc.backends.tvm.sizes import Ranges, simplify
 from graphc.backends.tvm.templates import select, unsupported
+from graphc.backends.tvm.templates.multiply_accumulate import integer
 from graphc.backends.tvm.workload import workload
 from graphc.errors import Unsupported, UnsupportedOperatorError
 from graphc.graph import Graph
@@ -62,7 +64,7 @@ def lower(
     reject_unsupported(graph, isa)
     groups = partition(graph)
     ranges = Ranges(graph.symbols)
-    places = arrange(graph, groups, ranges.maximum)
+    places = arrange(graph, groups, ranges.maximum, integer(isa).left == "uint8")
     around = Surroundings(isa, ranges, places, graph.weights, frozenset(weights_only(graph)), tuned or {})
     report = progress or (lambda phase, done, total: None)
 
@@ -153,6 +155,7 @@ def _build(group: Group, around: Surroundings) -> Kernel:
     if group.at_load:
         k.reason = "computed once at load, from weights alone"
     with k:
+        fill_halo(k, group.output)
         template.emit(group, k)
     return k.finish()
 
@@ -225,7 +228,7 @@ class _Memory:
         return self._places[operand.node].owner if isinstance(operand, Value) else operand
 
     def _size(self, node: fx.Node) -> int:
-        return self._ranges.maximum(product(shape_of(node))) * type_of(node).dtype.itemsize
+        return self._ranges.maximum(elements(self._places[node])) * type_of(node).dtype.itemsize
 
     def locate(self, operand: Operand) -> Location:
         key = self._key(operand)

@@ -7,15 +7,14 @@ kernel turned round. Each group of channels is a matrix of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import tvm.tirx as tirx
-from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At, constant
+from graphc.backends.tvm.geometry import CONVOLUTIONS, Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
@@ -26,85 +25,9 @@ from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import Product, emit_product, narrowed, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
-from graphc.tensor_type import Size
 
 NAME = "convolution"
-OPERATORS = ("aten.convolution.default", "graphc.integer_convolution.default")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A convolution of one or two dimensions, the first of size 1 where there is one. Sizes in elements."""
-
-    x: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    zero: int  # the value of x that means nought
-    groups: int
-    batch: Size
-    channels: int
-    image: tuple[Size, Size]
-    result: tuple[Size, Size]
-    filters: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]  # of the result over the padded image
-    spread: tuple[int, int]  # of the input in the padded image: a transposed convolution's stride
-    before: tuple[int, int]  # padding above and to the left
-    dilation: tuple[int, int]
-
-    @staticmethod
-    def of(node: fx.Node) -> Geometry:
-        args = arguments(node)
-        floating = name_of(node) == "aten.convolution.default"
-        x = args["input"] if floating else args["x"]
-        flat = rank_of(x) == 3
-
-        def pair(values: Any, fill: Any) -> tuple[Any, Any]:
-            values = list(values) * (1 if flat or len(values) == 2 else 2)
-            return (fill, values[0]) if flat else (values[0], values[1])
-
-        stride, padding = pair(args["stride"], 1), pair(args["padding"], 0)
-        dilation, kernel = pair(args["dilation"], 1), pair(shape_of(args["weight"])[2:], 1)
-        transposed = floating and args["transposed"]
-        before = tuple(d * (t - 1) - p if transposed else p for d, t, p in zip(dilation, kernel, padding, strict=True))
-        return Geometry(
-            x,
-            args["weight"],
-            args["bias"],
-            0 if floating else args["x_zero"],
-            args["groups"],
-            shape_of(x)[0],
-            shape_of(x)[1],
-            pair(shape_of(x)[2:], 1),
-            pair(shape_of(node)[2:], 1),
-            shape_of(node)[1],
-            kernel,
-            (1, 1) if transposed else stride,
-            stride if transposed else (1, 1),
-            before,
-            dilation,
-        )
-
-    @property
-    def padded(self) -> tuple[Size, Size]:
-        """The part of the padded image that the kernel visits."""
-        height, width = (
-            simplify((size - 1) * step + (taps - 1) * dilation + 1)
-            for size, step, taps, dilation in zip(self.result, self.stride, self.kernel, self.dilation, strict=True)
-        )
-        return height, width
-
-    @property
-    def needs_padding(self) -> bool:
-        return self.before != (0, 0) or self.spread != (1, 1) or not self._inside
-
-    @property
-    def _inside(self) -> bool:
-        """Whether the kernel never leaves the input: padding may stand behind it only."""
-        return all(
-            not isinstance(size, int) or not isinstance(visited, int) or visited <= size
-            for size, visited in zip(self.image, self.padded, strict=True)
-        )
+OPERATORS = CONVOLUTIONS
 
 
 def matches(group: Group, isa: InstructionSet) -> str | None:
@@ -181,17 +104,28 @@ def source_image(
     row = strides[2] if len(strides) == 4 else 0
     fits = mac.reads(dtype_of(g.x)) and run % mac.depth == 0 and (channel == 1 or (mac.depth == 1 and not joined))
     in_line = not joined or g.kernel[1] == 1 or column == g.channels
-    if g.x not in group.nodes and not g.needs_padding and channel == 1 and fits and in_line:
+    at_hand = not g.needs_padding or _has_halo(k, g)
+    if g.x not in group.nodes and at_hand and channel == 1 and fits and in_line:
         view = k.tensor(g.x)
-        return TensorView(
-            view.buffer, shape_of(g.x), tuple(k.size(s) for s in (batch, channel, row, column)), view.dtype
-        )
+        steps = tuple(k.size(s) for s in (batch, channel, row, column))
+        origin = -g.before[0] * row - g.before[1] * column
+        return TensorView(view.buffer, shape_of(g.x), steps, view.dtype, origin)
     shape = (g.batch, g.channels, *g.padded)
     steps = contiguous(shape, (0, 2, 3, 1))
     buffer = k.workspace(product(shape), mac.left)
     copy = TensorView(buffer, shape, tuple(k.size(step) for step in steps), mac.left)
     pad_image(group, k, g, copy, mac.flip(dtype_of(g.x)))
     return copy
+
+
+def _has_halo(k: KernelBuilder, g: Geometry) -> bool:
+    """Whether everything that the kernel visits lies in memory around the input."""
+    halo = k.halo(g.x)
+    if halo is None or halo.fill != g.zero or g.spread != (1, 1):
+        return False
+    room = [sum(sizes) for sizes in zip(g.before, g.image, halo.after, strict=True)]
+    reached = all(visited <= size for visited, size in zip(g.padded, room, strict=True))
+    return reached and all(size <= held for size, held in zip(g.before, halo.before, strict=True))
 
 
 def pad_image(group: Group, k: KernelBuilder, g: Geometry, target: TensorView, flip: int) -> None:
@@ -233,7 +167,7 @@ def pad_image(group: Group, k: KernelBuilder, g: Geometry, target: TensorView, f
             count = columns * g.channels if isinstance(columns, int) else k.size(columns) * g.channels
 
             def move(i: Expr) -> None:
-                T.buffer_store(target.buffer, convert(view.buffer[first + i]), [start + margin + i])
+                T.buffer_store(target.buffer, convert(view.load_at(first + i)), [start + margin + i])
 
             vector_loop(k, count, lanes, move)
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm.geometry import Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
@@ -16,7 +17,7 @@ from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
 from graphc.backends.tvm.operations import dtype_of, name_of, rank_of
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import convolution
-from graphc.backends.tvm.templates.convolution import Geometry, source_image
+from graphc.backends.tvm.templates.convolution import source_image
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand

@@ -44,8 +44,8 @@ class Repeated(nn.Module):
 
 def test_layers_alike_share_a_kernel():
     steps = plan(Repeated(), torch.randn(1, 8, 9, 9))["steps"]
-    inner = [step for step in steps if step["template"] == "convolution"][1:]
-    assert len(inner) == 4
+    inner = [step for step in steps if step["template"] == "convolution"][1:-1]  # the last one's reader pads nothing
+    assert len(inner) == 3
     assert len({step["kernel"] for step in inner}) == 1
 
 
