@@ -208,7 +208,8 @@ def _stored(graph: Graph, members: Sequence[fx.Node]) -> dict[str, torch.Tensor]
 
 def _is_decoding(node: fx.Node) -> bool:
     """Whether a value is decoded from stored weights, and is no quantized activation."""
-    if node.op == "call_function" and (node.target in DECODINGS or node.target is torch.ops.aten.view.default):
+    known = (*DECODINGS, torch.ops.aten.view.default, torch.ops.aten.slice.Tensor, torch.ops.aten.mul.Tensor)
+    if node.op == "call_function" and node.target in known:
         return all(used.op == "get_attr" or _is_decoding(used) for used in node.all_input_nodes)
     return False
 

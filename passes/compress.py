@@ -54,12 +54,12 @@ class Compress(Pass):
     unfit: Literal["error", "keep"] = "error"
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
-        chosen = formats.parse(self.format)
         result = graph.clone()
+        layers = [node for node in result.calls if self._takes(result, node)]
+        matrices = (result.weights[str(node.args[1].target)].detach().flatten(1) for node in layers)  # type: ignore[union-attr]
+        chosen = formats.parse(self.format).fitted(matrices)
         expressions: dict[str, fx.Node] = {}  # of weights that several layers share
-        for layer in result.calls:
-            if not self._takes(result, layer):
-                continue
+        for layer in layers:
             args = arguments(layer)
             name = str(args[1].target)
             if name not in expressions:

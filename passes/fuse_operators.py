@@ -66,6 +66,7 @@ ANCHORS = {
     torch.ops.graphc.integer_convolution.default,
     torch.ops.graphc.integer_linear.default,
     torch.ops.graphc.integer_sum_pool2d.default,
+    torch.ops.graphc.gather_sum.default,
 }
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from graphc.backends.tvm import index_functions  # noqa: F401  (fills the tables)
+from graphc.backends.tvm import (
+    index_functions,  # noqa: F401  (fills the tables)
+    tabulated,
+)
 from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
@@ -21,10 +24,14 @@ from graphc.graph import Graph, is_item
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes in topological order; the last one is the result. `at_load`: depends on weights only."""
+    """Nodes in topological order; the last one is the result. `at_load`: depends on weights only.
+
+    `also`: further results, written by the same kernel.
+    """
 
     nodes: tuple[fx.Node, ...]
     at_load: bool = False
+    also: tuple[fx.Node, ...] = ()
 
     @property
     def output(self) -> fx.Node:
@@ -80,17 +87,22 @@ def partition(graph: Graph) -> list[Group]:
     """The groups of a graph, in an order in which they can run."""
     at_load = weights_only(graph)
     bags: dict[object, list[fx.Node]] = {}
+    tables = [chain for node in graph.calls if (chain := tabulated.quantized_products(node))]
+    elsewhere = {node for chain in tables for node in chain} | tabulated.decoded(graph)
     for node in operators(graph):
+        if node in elsewhere:
+            continue
         number = node.meta.get("group")
         source = node.args[0] if is_item(node) else node
         if number is None and source is not node:
             number = source.meta.get("group")  # type: ignore[union-attr]
         bags.setdefault(node if number is None or node in at_load else number, []).append(node)
     results = set(graph.output.args[0])  # type: ignore[arg-type]
-    groups = [group for bag in bags.values() for group in _split(bag, results)]
+    split = [group for bag in bags.values() for group in _split(bag, results)]
+    groups = [Group(tuple(nodes), nodes[-1] in at_load) for nodes in split]
+    groups += [Group(chain, chain[-1] in at_load, also=chain[-2:-1]) for chain in tables]
     order = {node: position for position, node in enumerate(graph)}
-    groups.sort(key=lambda nodes: order[nodes[-1]])
-    return [Group(tuple(nodes), nodes[-1] in at_load) for nodes in groups]
+    return sorted(groups, key=lambda group: order[group.output])
 
 
 def _split(nodes: list[fx.Node], results: set[fx.Node]) -> list[list[fx.Node]]:

@@ -25,6 +25,7 @@ from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.operations import dtype_of, shape_of
 from graphc.backends.tvm.placement import Halo, Placement
 from graphc.backends.tvm.sizes import Ranges
+from graphc.graph import concrete
 from graphc.tensor_type import Size
 
 Expr: TypeAlias = Any  # tvm.ir.Expr; TVM ships no types
@@ -295,6 +296,17 @@ class KernelBuilder:
             return None
         tensor = self._around.weights[str(place.owner.target)].detach().contiguous()
         return torch.as_strided(tensor, shape_of(node), place.strides, int(place.offset)).numpy()
+
+    def stored(self, node: fx.Node) -> np.ndarray[Any, Any]:
+        """The value of what depends on weights alone, computed now: for templates that pack it in their own way."""
+        return self._evaluate(node).detach().contiguous().numpy()
+
+    def _evaluate(self, node: fx.Node) -> torch.Tensor:
+        if node.op == "get_attr":
+            return self._around.weights[str(node.target)]
+        args, kwargs = concrete((node.args, node.kwargs), self._evaluate, {})
+        result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return result
 
     def constant(self, array: np.ndarray[Any, Any], note: str) -> tirx.Buffer:
         """A flat buffer with the elements of `array`, packed at compile time; one for all that have the same note."""

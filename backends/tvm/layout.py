@@ -68,6 +68,8 @@ def arrange(
         node = group.output
         alias = None if node in results else _alias(group, places)
         places[node] = alias or _own(group, results, places, measure, unsigned)
+        for other in group.also:
+            places[other] = Placement(other, 0, contiguous(shape_of(other)))
     return places
 
 

@@ -144,6 +144,31 @@ def _quantize_dynamic(shape: list[Any], x: Tensor, group: int) -> tuple[Tensor, 
     )
 
 
+def _function(op: str, inputs: Sequence[Tensor], result: list[Any], **attributes: Any) -> Tensor:
+    return symbolic(f"{DOMAIN}::{op}", inputs, attributes, dtype=torch.float32, shape=result, version=VERSION)
+
+
+def _lookup(shape: list[Any], indices: Tensor, codebook: Tensor) -> Tensor:
+    return _function("lookup", (indices, codebook), shape, joined=[*[0] * (indices.dim() - 1), -1])
+
+
+def _partial_products(shape: list[Any], x: Tensor, codebook: Tensor) -> Tensor:
+    return _function("partial_products", (x, codebook), shape, split=[*[0] * (x.dim() - 1), -1, codebook.shape[1]])
+
+
+def _gather_sum(shape: list[Any], tables: Tensor, indices: Tensor) -> Tensor:
+    return _function("gather_sum", (tables, indices), shape)
+
+
+def _expand_2_4(shape: list[Any], values: Tensor, positions: Tensor) -> Tensor:
+    outer = [0] * (values.dim() - 1)
+    return _function("expand_2_4", (values, positions), shape, split=[*outer, -1, 2, 4], joined=[*outer, -1])
+
+
+def _expand_blocks(shape: list[Any], values: Tensor, mask: Tensor) -> Tensor:
+    return _function("expand_blocks", (values, mask), shape, grid=[*mask.shape, *values.shape[1:]], shape=shape)
+
+
 def _view(shape: list[Any], x: Tensor, sizes: list[Any]) -> Tensor:
     """A view in the Graph is one of values; here torch's strides must not matter."""
     return x.reshape(sizes)
@@ -176,4 +201,9 @@ FORMS: dict[Any, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     torch.ops.graphc.unpack.default: _unpack,
     torch.ops.graphc.dequantize_groups.default: _dequantize_groups,
     torch.ops.graphc.quantize_dynamic.default: _quantize_dynamic,
+    torch.ops.graphc.lookup.default: _lookup,
+    torch.ops.graphc.partial_products.default: _partial_products,
+    torch.ops.graphc.gather_sum.default: _gather_sum,
+    torch.ops.graphc.expand_2_4.default: _expand_2_4,
+    torch.ops.graphc.expand_blocks.default: _expand_blocks,
 }

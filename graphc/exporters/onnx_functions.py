@@ -144,6 +144,63 @@ _TEXTS = {
             q = Reshape (codes, joined)
             scale = Squeeze (scales, last)
         }""",
+    # `joined` merges the last two dimensions, `split` parts the last one; each has the rank of its input.
+    "lookup": """
+        lookup <joined> (indices, codebook) => (x) {
+            wide = Cast <to = 7> (indices)
+            real = Cast <to = 1> (codebook)
+            words = Gather <axis = 0> (real, wide)
+            joined = Constant <value_ints: ints = @joined> ()
+            x = Reshape (words, joined)
+        }""",
+    "partial_products": """
+        partial_products <split> (x, codebook) => (tables) {
+            split = Constant <value_ints: ints = @split> ()
+            pieces = Reshape (x, split)
+            real = Cast <to = 1> (codebook)
+            columns = Transpose <perm = [1, 0]> (real)
+            tables = MatMul (pieces, columns)
+        }""",
+    "gather_sum": """
+        gather_sum (tables, indices) => (y) {
+            wide = Cast <to = 7> (indices)
+            columns = Transpose <perm = [1, 0]> (wide)
+            outer = Shape <end = -2> (tables)
+            inner = Shape (columns)
+            shape = Concat <axis = 0> (outer, inner)
+            repeated = Expand (columns, shape)
+            found = GatherElements <axis = -1> (tables, repeated)
+            axes = Constant <value_ints = [-2]> ()
+            y = ReduceSum <keepdims = 0> (found, axes)
+        }""",
+    "expand_2_4": """
+        expand_2_4 <split, joined> (values, positions) => (x) {
+            split = Constant <value_ints: ints = @split> ()
+            joined = Constant <value_ints: ints = @joined> ()
+            last = Constant <value_ints = [-1]> ()
+            before = Constant <value_ints = [-2]> ()
+            places = Constant <value_ints = [0, 1, 2, 3]> ()
+            none = Constant <value_float = 0.0> ()
+            wide = Cast <to = 7> (positions)
+            given = Unsqueeze (wide, last)
+            here = Equal (given, places)
+            kept = Unsqueeze (values, last)
+            spread = Where (here, kept, none)
+            pairs = Reshape (spread, split)
+            fours = ReduceSum <keepdims = 0> (pairs, before)
+            x = Reshape (fours, joined)
+        }""",
+    "expand_blocks": """
+        expand_blocks <grid, shape> (values, mask) => (x) {
+            grid = Constant <value_ints: ints = @grid> ()
+            shape = Constant <value_ints: ints = @shape> ()
+            empty = ConstantOfShape (grid)
+            kept = NonZero (mask)
+            places = Transpose <perm = [1, 0]> (kept)
+            blocks = ScatterND (empty, places, values)
+            ordered = Transpose <perm = [0, 2, 1, 3]> (blocks)
+            x = Reshape (ordered, shape)
+        }""",
 }
 
 

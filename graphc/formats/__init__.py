@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -34,7 +34,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """`encode` makes the parts, `express` the expression over them; what they mean follows from the expression."""
+    """`encode` makes the parts, `express` the expression over them; what they mean follows from the expression.
+
+    Fields that do not compare are no options, but what `fitted` found.
+    """
+
+    def fitted(self, weights: Iterable[Tensor]) -> Format:
+        """This format with what the f32 matrices that it will encode have in common; most formats have nothing."""
+        return self
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
@@ -65,7 +72,7 @@ class Format(ABC):
         return sum(part.nbytes for part in parts.values())
 
     def __str__(self) -> str:
-        changed = [item for item in fields(self) if getattr(self, item.name) != item.default]
+        changed = [item for item in fields(self) if item.compare and getattr(self, item.name) != item.default]
         options = ",".join(f"{item.name}={_text(getattr(self, item.name))}" for item in changed)
         return f"{_name(type(self))}({options})" if options else _name(type(self))
 
@@ -94,7 +101,7 @@ def parse(text: str) -> Format:
     if found["name"] not in format_names():
         raise FormatError(f"unknown weight format '{found['name']}'; known formats: {', '.join(format_names())}")
     kind = _class(found["name"])
-    legal = {item.name: item.default for item in fields(kind)}
+    legal = {item.name: item.default for item in fields(kind) if item.compare}
     values: dict[str, Any] = {}
     for option in filter(None, (found["options"] or "").split(",")):
         key, equals, value = map(str.strip, option.partition("="))

@@ -222,6 +222,29 @@ def test_weights_are_decoded_exactly() -> None:
     assert_bit_equal(calls)
 
 
+def test_codewords_and_kept_elements_are_found_exactly() -> None:
+    indices, mask = random(2, 5, 6, dtype=torch.uint8) % 16, random(3, 4, dtype=torch.uint8) % 2
+    positions = torch.tensor([[0, 3, 2, 1], [1, 2, 0, 1]], dtype=torch.uint8)
+    calls: list[Call] = [
+        (graphc_ops.lookup.default, indices, (random(16, 4).to(torch.float16),)),
+        (graphc_ops.lookup.default, indices[0, 0], (random(16, 3),)),
+        (graphc_ops.expand_2_4.default, random(3, 2, 4), (positions.expand(3, 2, 4),)),
+        (graphc_ops.expand_blocks.default, random(int(mask.sum()), 2, 3), (mask,)),
+    ]
+    assert_bit_equal(calls)
+
+
+def test_products_by_tables() -> None:
+    x = random(2, 3, 12)
+    graph = Graph("g", Structure.of(((x,), {})), Structure.of(0))
+    node, codebook = graph.add_input("x", TensorType.of(x)), graph.add_weight("c", random(16, 4).to(torch.float16))
+    tables = graph.call(graphc_ops.partial_products.default, node, codebook)
+    indices = graph.add_weight("i", random(7, 3, dtype=torch.uint8) % 16)
+    graph.set_output([graph.call(graphc_ops.gather_sum.default, tables, indices)])
+    (got,) = run_onnxruntime(export(graph), x)
+    np.testing.assert_allclose(got, graph.run(x).numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_quantize_dynamic_is_exact() -> None:
     x = random(2, 3, 64) * 9
     x[1, 2] = 0

@@ -3,6 +3,7 @@
 from graphc.backends.tvm.index_functions import (
     activations,
     arithmetic,
+    codewords,
     creation,
     gathers,
     integers,
@@ -17,6 +18,7 @@ from graphc.backends.tvm.index_functions import (
 __all__ = [
     "activations",
     "arithmetic",
+    "codewords",
     "creation",
     "gathers",
     "integers",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+import torch
 from torch import fx
 
 from graphc.backends.tvm.groups import Group
@@ -27,6 +28,7 @@ from graphc.backends.tvm.templates import (
     amx_convolution,
     amx_matrix_product,
     attention,
+    block_expansion,
     concatenation,
     convolution,
     depthwise,
@@ -34,9 +36,11 @@ from graphc.backends.tvm.templates import (
     elementwise,
     matrix_product,
     normalization,
+    partial_products,
     pooling,
     reduction,
     scan,
+    table_lookup,
 )
 from graphc.operators import DECODINGS
 from graphc.tensor_type import TensorType
@@ -61,6 +65,8 @@ TEMPLATES: tuple[Template, ...] = tuple(
         convolution,
         amx_matrix_product,
         matrix_product,
+        partial_products,
+        table_lookup,
         attention,
         pooling,
         normalization,
@@ -68,9 +74,13 @@ TEMPLATES: tuple[Template, ...] = tuple(
         scan,
         concatenation,
         dynamic_quantization,
+        block_expansion,
         elementwise,
     )
 )
+
+# Operators whose weights may be float16.
+READS_HALF = DECODINGS | {torch.ops.graphc.partial_products.default}
 
 
 def select(group: Group, isa: InstructionSet) -> Template | None:
@@ -85,7 +95,7 @@ def unsupported(node: fx.Node, isa: InstructionSet) -> str | None:
         if isinstance(kind, TensorType) and kind.dtype not in TVM_DTYPES:
             return f"no kernel takes {str(kind.dtype).removeprefix('torch.')}; convert it to f32"
     if dtype_of(node) == "float16" or (
-        any(dtype_of(value) == "float16" for value in operands(node)) and node.target not in DECODINGS
+        any(dtype_of(value) == "float16" for value in operands(node)) and node.target not in READS_HALF
     ):
         return "no kernel takes float16; convert it to f32"
     if selects_by_truth(node):

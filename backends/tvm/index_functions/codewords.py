@@ -1,0 +1,49 @@
+"""Vector-quantized and sparse weights, element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import scalars
+from graphc.backends.tvm.evaluate import At, index_function
+from graphc.backends.tvm.kernel import Expr, Index, integer
+from graphc.backends.tvm.operations import dtype_of, shape_of
+
+
+def _codeword(at: At, codebook: fx.Node, word: Expr, element: Expr) -> Expr:
+    value = at(codebook, [T.cast(word, "int64"), element])
+    return scalars.widened(value, at.k.isa.target) if dtype_of(codebook) == "float16" else value
+
+
+@index_function("graphc.lookup.default")
+def _lookup(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    d = integer(int(shape_of(args["codebook"])[1]))
+    *outer, position = index
+    word = at(args["indices"], [*outer, T.truncdiv(position, d)])
+    return _codeword(at, args["codebook"], word, T.truncmod(position, d))
+
+
+@index_function("graphc.partial_products.default")
+def _partial_products(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    *outer, piece, word = index
+    d = int(shape_of(args["codebook"])[1])
+    total: Expr = T.float32(0)
+    for t in range(d):
+        total = total + at(args["x"], [*outer, piece * d + t]) * _codeword(at, args["codebook"], word, integer(t))
+    return total
+
+
+@index_function("graphc.expand_2_4.default")
+def _expand_2_4(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
+    *outer, position = index
+    pair = T.truncdiv(position, integer(4)) * 2
+    place = T.cast(T.truncmod(position, integer(4)), "uint8")
+
+    def kept(i: int) -> Expr:
+        here = at(args["positions"], [*outer, pair + i]) == place
+        return T.Select(here, at(args["values"], [*outer, pair + i]), T.float32(0))
+
+    return kept(0) + kept(1)

@@ -1,0 +1,185 @@
+"""Codewords by index: each piece of `d` neighbours in a row is one of `codewords` vectors, times the row's scale.
+
+    w[n, j*d : (j+1)*d] = scale[n] * codebook[codes[n, j]]
+
+The codebook is found by k-means (Lloyd, "Least Squares Quantization in PCM", 1982) on a sample of the pieces, started
+by k-means++ (Arthur & Vassilvitskii, 2007); then every piece counts once: assign, average, round to f16, assign.
+Rows are scaled to a root mean square of 1 before, so that one codebook serves them all, and those of other layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from graphc.errors import FormatError
+from graphc.formats import Format, Shape, Stored
+from graphc.graph import Graph, arguments
+from graphc.operators.weights import pack
+
+aten, graphc_ops = torch.ops.aten, torch.ops.graphc
+
+_SAMPLE = 1 << 15  # pieces that k-means sees
+_SEEDING = 1 << 13  # of these, the pieces among which k-means++ looks
+_CHUNK = 1 << 12  # pieces whose distances are held at once
+
+
+@dataclass(frozen=True)
+class Vector(Format):
+    """Parts: codes (uint8 [rows, ceil(columns / d)], packed below 256 codewords), codebook (f16 [codewords, d]) and,
+    with `scale`, scale (f32 [rows, 1]).
+
+    d: elements of a codeword. codewords: a power of two from 2 to 256. shared: one codebook for all layers of a pass,
+    so that layers which read one input share its tables of partial products. iterations, seed: of k-means. Where d does
+    not divide the columns, the last piece of a row is filled with noughts.
+    """
+
+    d: int = 4
+    codewords: int = 256
+    scale: bool = True
+    shared: bool = False
+    iterations: int = 20
+    seed: int = 0
+    codebook: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.codewords not in (2, 4, 8, 16, 32, 64, 128, 256):
+            raise FormatError(f"vector: codewords={self.codewords} must be a power of two from 2 to 256")
+        for what, least in (("d", 1), ("iterations", 0), ("seed", 0)):
+            value = getattr(self, what)
+            if not isinstance(value, int) or value < least:
+                raise FormatError(f"vector: {what}={value} must be a number from {least}")
+
+    @property
+    def label(self) -> str:
+        return f"vq{self.codewords} d{self.d}"
+
+    @property
+    def _bits(self) -> int:
+        return int(math.log2(self.codewords))
+
+    def fitted(self, weights: Iterable[Tensor]) -> Format:
+        if not self.shared:
+            return self
+        generator = torch.Generator().manual_seed(self.seed)
+        samples = [_sample(self._pieces(weight)[0], _SAMPLE // 4, generator) for weight in weights]
+        if not samples:
+            return self
+        sample = _sample(torch.cat(samples), _SAMPLE, generator)
+        return replace(self, codebook=_kmeans(sample, self.codewords, self.iterations, generator).to(torch.float16))
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        pieces, scale = self._pieces(weight)
+        codebook = self.codebook
+        if codebook is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            found = _kmeans(_sample(pieces, _SAMPLE, generator), self.codewords, self.iterations, generator)
+            codebook = _means(pieces, _assign(pieces, found), found).to(torch.float16)
+        if not codebook.isfinite().all():
+            raise FormatError(f"{self}: codewords do not fit f16; use scale=true")
+        codes = _assign(pieces, codebook.to(torch.float32)).to(torch.uint8).reshape(len(weight), -1)
+        if self.scale:  # the factor that is best for the codewords that a row now has
+            decoded = codebook.to(torch.float32)[codes.to(torch.int64)]
+            given = pieces.reshape(decoded.shape)
+            ratio = (decoded * given).sum((1, 2)) / (decoded * decoded).sum((1, 2)).clamp(min=1e-20)
+            scale = scale * torch.where(ratio > 0, ratio, 1.0).unsqueeze(1)
+        parts = {"codes": codes if self._bits == 8 else pack(codes, self._bits), "codebook": codebook}
+        return parts | {"scale": scale} if self.scale else parts
+
+    def _pieces(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Pieces f32 [rows * ceil(columns / d), d] of the scaled rows, and the scales [rows, 1]."""
+        if not weight.isfinite().all():
+            raise FormatError(f"{self}: the weight is NaN or infinite")
+        rows = weight.to(torch.float32)
+        scale = torch.ones(len(rows), 1)
+        if self.scale:
+            size = rows.square().mean(1, keepdim=True).sqrt()
+            scale = torch.where(size > 0, size, 1.0)
+            rows = rows / scale
+        return torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.d)).reshape(-1, self.d), scale
+
+    def express(self, graph: Graph, parts: Mapping[str, Tensor], shape: Shape, name: str) -> fx.Node:
+        stored = {part: graph.add_weight(f"{name}.{part}", tensor) for part, tensor in sorted(parts.items())}
+        pieces = -(-shape[1] // self.d)
+        codes = stored["codes"]
+        if self._bits < 8:
+            codes = graph.call(graphc_ops.unpack.default, codes, self._bits, pieces)
+        weight = graph.call(graphc_ops.lookup.default, codes, stored["codebook"])
+        if pieces * self.d != shape[1]:
+            weight = graph.call(aten.slice.Tensor, weight, 1, 0, shape[1], 1)
+        if "scale" in stored:
+            weight = graph.call(aten.mul.Tensor, weight, stored["scale"])
+        return weight
+
+    @classmethod
+    def recognize(cls, node: fx.Node) -> Stored | None:
+        parts: dict[str, fx.Node] = {}
+        if node.target is aten.mul.Tensor and isinstance(node.args[1], fx.Node):
+            node, parts["scale"] = node.args[:2]  # type: ignore[assignment]
+            rows = node.meta["type"].shape[0] if node.op == "call_function" else 0
+            if parts["scale"].meta["type"].shape != (rows, 1):
+                return None
+        if node.target is aten.slice.Tensor and list(arguments(node)[1:3]) == [1, 0] and arguments(node)[4] == 1:
+            node = node.args[0]  # type: ignore[assignment]
+        if node.target is not graphc_ops.lookup.default:
+            return None
+        codes, parts["codebook"] = node.args[:2]  # type: ignore[assignment]
+        if codes.target is graphc_ops.unpack.default:  # type: ignore[union-attr]
+            codes = codes.args[0]  # type: ignore[union-attr]
+        parts["codes"] = codes  # type: ignore[assignment]
+        codewords, d = parts["codebook"].meta["type"].shape
+        known = all(part.op == "get_attr" for part in parts.values())
+        return Stored(cls(d, codewords, "scale" in parts), parts) if known and codewords in _SIZES else None
+
+
+_SIZES = tuple(2**bits for bits in range(1, 9))
+
+
+def _sample(pieces: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    if len(pieces) <= most:
+        return pieces
+    return pieces[torch.randint(len(pieces), (most,), generator=generator)]
+
+
+def _kmeans(pieces: Tensor, codewords: int, iterations: int, generator: torch.Generator) -> Tensor:
+    """f32 [codewords, d]; one that no piece is nearest to moves to the piece that is farthest from its own."""
+    centres = _seeds(_sample(pieces, _SEEDING, generator), codewords, generator)
+    for _ in range(iterations):
+        nearest = _assign(pieces, centres)
+        idle = (torch.bincount(nearest, minlength=codewords) == 0).nonzero().flatten()
+        if len(idle):
+            far = (pieces - centres[nearest]).square().sum(1).topk(min(len(idle), len(pieces))).indices
+            nearest[far] = idle[: len(far)]
+        centres = _means(pieces, nearest, centres)
+    return centres
+
+
+def _seeds(pieces: Tensor, codewords: int, generator: torch.Generator) -> Tensor:
+    """k-means++: each further centre is a piece drawn in proportion to its squared distance from those before."""
+    first = torch.randint(len(pieces), (1,), generator=generator)
+    chosen = [pieces[first]]
+    distance = (pieces - chosen[0]).square().sum(1)
+    for _ in range(codewords - 1):
+        total = float(distance.sum())
+        place = torch.multinomial(distance, 1, generator=generator) if total > 0 else first
+        chosen.append(pieces[place])
+        distance = torch.minimum(distance, (pieces - chosen[-1]).square().sum(1))
+    return torch.cat(chosen)
+
+
+def _assign(pieces: Tensor, centres: Tensor) -> Tensor:
+    """The nearest centre of each piece, int64 [pieces]: |p - c|^2 less what is the same for all c."""
+    half = centres.square().sum(1) / 2
+    found = [torch.addmm(half, part, centres.t(), alpha=-1).argmin(1) for part in pieces.split(_CHUNK)]
+    return torch.cat(found)
+
+
+def _means(pieces: Tensor, nearest: Tensor, centres: Tensor) -> Tensor:
+    """The mean of each centre's pieces; a centre of none stays."""
+    sums = torch.zeros_like(centres).index_add_(0, nearest, pieces)
+    counts = torch.bincount(nearest, minlength=len(centres)).unsqueeze(1)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centres)

@@ -1,0 +1,70 @@
+"""Vector-quantized weights: codewords by index, and products with them by look-up of partial sums.
+
+The rows of a weight are codewords of d elements side by side, W[n] = codebook[i[n, 0]], codebook[i[n, 1]], ..., so
+
+    W @ x = sum over j of codebook[i[., j]] @ x[j*d : (j+1)*d] = gather_sum(partial_products(x, codebook), i)
+
+Every product of a codeword with a piece of x is computed once, however many rows there are (Jegou et al., "Product
+Quantization for Nearest Neighbor Search", 2011, section III; here the database are the weights).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Table entries that one step of the reference gathers: bounds its memory.
+_CHUNK = 1 << 24
+
+
+@torch.library.custom_op("graphc::lookup", mutates_args=())
+def lookup(indices: Tensor, codebook: Tensor) -> Tensor:
+    """Codewords side by side: the decoding of the `vector` format.
+
+    indices: uint8 [..., J]. codebook: f16 or f32 [codewords, d]. Returns f32 [..., J * d].
+    """
+    return codebook.to(torch.float32)[indices.to(torch.int64)].flatten(-2)
+
+
+@lookup.register_fake
+def _(indices: Tensor, codebook: Tensor) -> Tensor:
+    shape = [*indices.shape[:-1], indices.shape[-1] * codebook.shape[1]]
+    return indices.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("graphc::partial_products", mutates_args=())
+def partial_products(x: Tensor, codebook: Tensor) -> Tensor:
+    """Products of every codeword with every piece of x.
+
+    x: f32 [..., J * d]. codebook: f16 or f32 [codewords, d]. Returns f32 [..., J, codewords].
+    """
+    products: Tensor = x.unflatten(-1, (-1, codebook.shape[1])) @ codebook.to(torch.float32).t()
+    return products
+
+
+@partial_products.register_fake
+def _(x: Tensor, codebook: Tensor) -> Tensor:
+    codewords, d = codebook.shape
+    if x.shape[-1] % d:
+        raise RuntimeError(f"{x.shape[-1]} elements are no whole number of pieces of {d}")
+    return x.new_empty([*x.shape[:-1], x.shape[-1] // d, codewords])
+
+
+@torch.library.custom_op("graphc::gather_sum", mutates_args=())
+def gather_sum(tables: Tensor, indices: Tensor) -> Tensor:
+    """y[..., n] = sum over j of tables[..., j, indices[n, j]].
+
+    tables: f32 [..., J, codewords]. indices: uint8 [N, J]. Returns f32 [..., N].
+    """
+    wide = indices.t().to(torch.int64)
+    rows = tables.reshape(-1, *tables.shape[-2:])
+    step = max(1, _CHUNK // wide.numel())
+    sums = [part.gather(-1, wide.expand(len(part), -1, -1)).sum(-2) for part in rows.split(step)]
+    return torch.cat(sums).reshape(*tables.shape[:-2], len(indices))
+
+
+@gather_sum.register_fake
+def _(tables: Tensor, indices: Tensor) -> Tensor:
+    if tables.shape[-2] != indices.shape[1]:
+        raise RuntimeError(f"{tables.shape[-2]} tables for {indices.shape[1]} indices a row")
+    return tables.new_empty([*tables.shape[:-2], indices.shape[0]])
