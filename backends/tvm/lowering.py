@@ -64,7 +64,8 @@ def lower(
     reject_unsupported(graph, isa)
     groups = partition(graph)
     ranges = Ranges(graph.symbols)
-    places = arrange(graph, groups, ranges.maximum, integer(isa).left == "uint8")
+    unsigned = integer(isa).left == "uint8" and not target.has("amx-int8")  # whose tiles read either sign
+    places = arrange(graph, groups, ranges.maximum, unsigned)
     around = Surroundings(isa, ranges, places, graph.weights, frozenset(weights_only(graph)), tuned or {})
     report = progress or (lambda phase, done, total: None)
 
