@@ -263,6 +263,7 @@ CLEAN = "canonicalize,fold_constants,fold_batchnorm,eliminate_common_subexpressi
 FINISH = "integer_arithmetic,eliminate_common_subexpressions,drop_unused,fuse_operators"
 PRESETS = {
     "float": f"{CLEAN},integer_arithmetic,fuse_operators",
+    "bf16": f"{CLEAN},bfloat16,integer_arithmetic,fuse_operators",
     "int8": f"{CLEAN},quantize,{FINISH}",
 }
 

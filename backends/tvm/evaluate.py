@@ -15,8 +15,9 @@ import sympy
 from torch import fx
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm import brain_float
 from graphc.backends.tvm.kernel import Expr, Index, KernelBuilder, integer
-from graphc.backends.tvm.operations import arguments, name_of, shape_of
+from graphc.backends.tvm.operations import BFLOAT16, arguments, name_of, shape_of
 from graphc.tensor_type import Size
 
 IndexFunction = Callable[["At", dict[str, Any], "Index", fx.Node], Expr]
@@ -101,6 +102,8 @@ def constant(value: Any, dtype: str) -> Expr:
     """A number as a constant of `dtype`."""
     if dtype == "bool":
         return T.bool(bool(value))
+    if dtype == BFLOAT16:
+        return T.uint16(brain_float.bits(float(value)))
     kind = getattr(T, dtype)
     return kind(float(value)) if dtype.startswith("float") else kind(int(value))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from graphc.backends.tvm.operations import arguments, name_of, rank_of, shape_of
+from graphc.backends.tvm.operations import arguments, name_of, narrow_operands, rank_of, shape_of
 from graphc.backends.tvm.sizes import simplify
 from graphc.tensor_type import Size
 
@@ -49,9 +49,12 @@ class Geometry:
         dilation, kernel = pair(args["dilation"], 1), pair(shape_of(args["weight"])[2:], 1)
         transposed = floating and args["transposed"]
         before = tuple(d * (t - 1) - p if transposed else p for d, t, p in zip(dilation, kernel, padding, strict=True))
+        weight, joined = args["weight"], args["groups"] == 1 and dilation[1] == 1
+        if shape_of(x)[1] // args["groups"] * (kernel[1] if joined else 1) % 2 == 0:  # pairs of bfloat16 to multiply
+            x, weight = narrow_operands(x, weight)
         return Geometry(
             x,
-            args["weight"],
+            weight,
             args["bias"],
             0 if floating else args["x_zero"],
             args["groups"],

@@ -20,9 +20,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import sizes
+from graphc.backends.tvm import brain_float, sizes
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.operations import dtype_of, shape_of
+from graphc.backends.tvm.operations import dtype_of, shape_of, widened
 from graphc.backends.tvm.placement import Halo, Placement
 from graphc.backends.tvm.sizes import Ranges
 from graphc.graph import concrete
@@ -291,10 +291,16 @@ class KernelBuilder:
 
     def array(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
         """The value of a weight, or of a view of one; None where it is not known at compile time."""
+        source = widened(node)
+        if source is not None:
+            bits = self.array(source)
+            return None if bits is None else brain_float.widen_array(bits)
         place = self._around.places[node]
         if place.owner.op != "get_attr":
             return None
         tensor = self._around.weights[str(place.owner.target)].detach().contiguous()
+        if tensor.dtype is torch.bfloat16:
+            tensor = tensor.view(torch.uint16)
         return torch.as_strided(tensor, shape_of(node), place.strides, int(place.offset)).numpy()
 
     def stored(self, node: fx.Node) -> np.ndarray[Any, Any]:

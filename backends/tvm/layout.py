@@ -8,7 +8,7 @@ padding around it, and int8 values as the instruction reads them that multiplies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import fx
@@ -17,7 +17,18 @@ from graphc.backends.tvm.geometry import CONVOLUTIONS, Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.index_functions.arithmetic import CONVERSIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
-from graphc.backends.tvm.operations import arguments, consumers, dtype_of, name_of, rank_of, shape_of, subject, type_of
+from graphc.backends.tvm.operations import (
+    BFLOAT16,
+    arguments,
+    consumers,
+    dtype_of,
+    name_of,
+    rank_of,
+    shape_of,
+    subject,
+    type_of,
+    widened,
+)
 from graphc.backends.tvm.placement import Halo, Placement
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.graph import Graph
@@ -67,6 +78,10 @@ def arrange(
     for group in groups:
         node = group.output
         alias = None if node in results else _alias(group, places)
+        for inner in group.nodes[:-1]:
+            source = widened(inner)
+            if source in places:
+                places[inner] = Placement(inner, 0, places[source].strides)
         places[node] = alias or _own(group, results, places, measure, unsigned)
         for other in group.also:
             places[other] = Placement(other, 0, contiguous(shape_of(other)))
@@ -106,11 +121,11 @@ def _own(
 def _halo(node: fx.Node) -> Halo | None:
     """What the windows of the convolutions that read an image need beyond its edges, where all mean the same by it."""
     before, after, fills = [0, 0], [0, 0], set()
-    for g in (Geometry.of(user) for user in consumers(node) if name_of(user) in CONVOLUTIONS):
+    for g in (Geometry.of(user) for user, _ in _readers(node) if name_of(user) in CONVOLUTIONS):
         known = all(isinstance(size, int) for size in (*g.image, *g.padded, g.channels))
         if g.x is not node or not g.needs_padding or g.spread != (1, 1) or not known or min(g.before) < 0:
             continue
-        if dtype_of(node) not in ("float32", "int8", "uint8") or (dtype_of(node) != "float32" and g.channels % 4):
+        if g.channels % {"float32": 1, BFLOAT16: 2, "int8": 4, "uint8": 4}.get(dtype_of(node), g.channels + 1):
             continue  # copied in any case
         fills.add(g.zero)
         for d in range(2):
@@ -119,6 +134,15 @@ def _halo(node: fx.Node) -> Halo | None:
     if len(fills) != 1 or before + after == [0, 0, 0, 0]:
         return None
     return Halo((before[0], before[1]), (after[0], after[1]), fills.pop())
+
+
+def _readers(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """The nodes that compute from `node`, each with what it reads: `node`, or what widens it."""
+    for user in consumers(node):
+        if widened(user) is node:
+            yield from ((reader, user) for reader in consumers(user))
+        else:
+            yield user, node
 
 
 def _is_multiplied(node: fx.Node) -> bool:
@@ -161,7 +185,7 @@ def _order(
     if node in results or rank < 3:
         return row_major
     if name_of(group.anchor or node) in CHANNELS_LAST or any(
-        _wants_channels_last(user, node) for user in consumers(node)
+        _wants_channels_last(user, value) for user, value in _readers(node)
     ):
         return channels_last(rank)
     if group.anchor is None:

@@ -23,6 +23,7 @@ from graphc.backends.tvm.kernel import Constant, Kernel, KernelBuilder, Operand,
 from graphc.backends.tvm.layout import arrange, elements
 from graphc.backends.tvm.link import link
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_of
+from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.sizes import Ranges, simplify
 from graphc.backends.tvm.templates import select, unsupported
 from graphc.backends.tvm.templates.multiply_accumulate import integer
@@ -74,6 +75,7 @@ def lower(
         report("kernels", done, len(groups))
         if places[group.output].owner is group.output:
             steps.append(Step(_build(group, around), group.nodes, group.path, group.at_load))
+    steps = _used(steps, places)
     steps = [*(step for step in steps if step.at_load), *_packing(steps, around), *(s for s in steps if not s.at_load)]
     functions, symbols = _symbols([step.kernel for step in steps])
     report("code", 0, 1)
@@ -161,6 +163,19 @@ def _build(group: Group, around: Surroundings) -> Kernel:
     return k.finish()
 
 
+def _used(steps: list[Step], places: Mapping[fx.Node, Placement]) -> list[Step]:
+    """The steps but those at load whose result no step reads: a kernel may take a weight as it is stored."""
+    read: set[fx.Node] = set()
+    result = []
+    for step in reversed(steps):
+        if not step.at_load or places[step.nodes[-1]].owner in read:
+            result.append(step)
+            for operand in step.kernel.operands:
+                if isinstance(operand, Value | Packed) and operand.node is not step.nodes[-1]:
+                    read.add(places[operand.node].owner)
+    return result[::-1]
+
+
 def _packing(steps: list[Step], around: Surroundings) -> list[Step]:
     """Init steps that pack what earlier init steps computed."""
     wanted = {operand: step for step in steps for operand in step.kernel.operands if isinstance(operand, Packed)}
@@ -246,7 +261,10 @@ class _Memory:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(np.ascontiguousarray(tensor.detach().contiguous().numpy()).tobytes())
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    return bytes(np.ascontiguousarray(tensor.numpy()).tobytes())
 
 
 def _section(data: dict[Any, bytes]) -> tuple[bytes, dict[Any, int]]:

@@ -26,7 +26,11 @@ TVM_DTYPES = {
     torch.int8: "int8",
     torch.uint8: "uint8",
     torch.bool: "bool",
+    torch.bfloat16: "uint16",
 }
+
+# bfloat16 travels as its bits, for which the IR has no other use.
+BFLOAT16 = TVM_DTYPES[torch.bfloat16]
 
 # Operators whose results are parts of their input, all alike.
 SPLITS = ("aten.unbind.int", "aten.split.Tensor", "aten.chunk.default", "aten.split_with_sizes.default")
@@ -96,6 +100,20 @@ def shape_of(node: fx.Node) -> tuple[Size, ...]:
 
 def rank_of(node: fx.Node) -> int:
     return len(type_of(node).shape)
+
+
+def widened(node: fx.Node) -> fx.Node | None:
+    """The bfloat16 value that a node converts to float32; None where it does something else."""
+    if str(node.target) != "aten._to_copy.default" or dtype_of(node) != "float32":
+        return None
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    return source if dtype_of(source) == BFLOAT16 else None
+
+
+def narrow_operands(*nodes: fx.Node) -> tuple[fx.Node, ...]:
+    """The bfloat16 values behind operands that are all converted from such ones, else the operands themselves."""
+    sources = [source for node in nodes if (source := widened(node)) is not None]
+    return tuple(sources) if len(sources) == len(nodes) else nodes
 
 
 def dtype_of(node: fx.Node) -> str:

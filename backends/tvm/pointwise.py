@@ -16,10 +16,10 @@ import torch
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import scalars
+from graphc.backends.tvm import brain_float, scalars
 from graphc.backends.tvm.evaluate import At, broadcast, constant, index_function
 from graphc.backends.tvm.kernel import Expr, Index
-from graphc.backends.tvm.operations import TVM_DTYPES, dtype_of, type_of
+from graphc.backends.tvm.operations import BFLOAT16, TVM_DTYPES, dtype_of, type_of
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ def cast(value: Expr, source: str, target: str) -> Expr:
     """Convert between types as torch does."""
     if source == target:
         return value
+    if source == BFLOAT16:
+        return cast(brain_float.widen(value), "float32", target)
+    if target == BFLOAT16:
+        return brain_float.narrow(cast(value, source, "float32"))
     if target == "bool":
         return scalars.unequal(value, constant(0, source))
     if source == "bool":

@@ -15,14 +15,14 @@ import tvm.tirx as tirx
 from torch import fx
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm import brain_float, scalars
 from graphc.backends.tvm import mathematics as m
-from graphc.backends.tvm import scalars
-from graphc.backends.tvm.evaluate import At, broadcast
+from graphc.backends.tvm.evaluate import At, broadcast, constant
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
-from graphc.backends.tvm.operations import arguments, dtype_of, name_of, shape_of
+from graphc.backends.tvm.operations import BFLOAT16, arguments, dtype_of, name_of, shape_of
 from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import multiply_accumulate
@@ -41,7 +41,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     if anchor is None or name_of(anchor) not in OPERATORS:
         return "no attention"
     args = arguments(anchor)
-    if dtype_of(anchor) != "float32":
+    if dtype_of(anchor) not in ("float32", BFLOAT16):
         return f"attention of {dtype_of(anchor)}"
     if args["dropout_p"] != 0.0:
         return "dropout in attention; export the model in eval() mode"
@@ -61,7 +61,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
     query, key, value = args["query"], args["key"], args["value"]
     *outer, length, depth = shape_of(query)
     positions, width = shape_of(key)[-2], shape_of(value)[-1]
-    plain = multiply_accumulate.floating(k.isa)
+    kind = dtype_of(query)
+    plain = multiply_accumulate.floating(k.isa, kind)
     most = k.ranges.maximum(positions)
     rows = max(1, min(plain.rows, SCORES // (4 * most)))
     plain = replace(plain, rows=rows)
@@ -76,6 +77,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
     root = T.float32(1.0) / T.sqrt(T.cast(k.size(depth), "float32")) if given is None else T.float32(given)
     mask: fx.Node | None = args["attn_mask"]
     count = k.size(positions)
+    # Weights of bfloat16 come in whole groups: nought fills the last one.
+    pitch = most + most % plain.depth
     _, tile = tile_shape(1, k.ranges.maximum(length), rows)
     whole = k.ranges.minimum(length) >= tile
     sizes = [k.size(size) for size in outer]
@@ -83,7 +86,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
     def tile_of_queries(batch: list[Expr], first: Expr, columns: int) -> None:
         """Queries [first, first + columns) of one head: scores, their exponentials, and the weighted sum of values."""
-        scores = k.local(columns * most, "float32")
+        scores = k.local(columns * pitch, "float32")
+        weights = scores if kind == "float32" else k.local(columns * pitch, kind)
 
         def query_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
             index = [integer(0) if size == 1 else i for size, i in zip(outer, batch, strict=True)]
@@ -97,22 +101,31 @@ def emit(group: Group, k: KernelBuilder) -> None:
                 item = At(k, ())(mask, broadcast([*batch, x, n], mask))
                 truth = dtype_of(mask) == "bool"
                 score = T.Select(item, score, T.float32(-math.inf)) if truth else score + item
-            T.buffer_store(scores, score, [(x - first) * count + n])
+            T.buffer_store(scores, score, [(x - first) * pitch + n])
 
         to_keys = Product([], 1, 1, positions, [1], depth, query_row, lambda _: keys.matrix(batch), store_score)
         _panels(k, toward_keys, source.buffer, packed_keys, to_keys, first, columns)
         factors = k.local(columns, "float32")
         with k.loop(columns) as row:
-            T.buffer_store(factors, _exponentials(k, scores, row * count, count), [row])
+            T.buffer_store(factors, _exponentials(k, scores, row * pitch, count), [row])
+            if weights is not scores:
+                T.buffer_store(weights, constant(0, kind), [row * pitch + count - 1 + count % 2])
+                vector_loop(
+                    k,
+                    count,
+                    k.isa.lanes("float32"),
+                    lambda i: T.buffer_store(weights, brain_float.narrow(scores[row * pitch + i]), [row * pitch + i]),
+                )
 
         def score_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
-            return (x - first) * count
+            return (x - first) * pitch
 
         def store(_: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
-            store_result(group, k, [*batch, x, n], total * factors[x - first])
+            total = total * factors[x - first]
+            store_result(group, k, [*batch, x, n], total if kind == "float32" else brain_float.narrow(total))
 
         to_values = Product([], 1, 1, width, [1], positions, score_row, lambda _: values.matrix(batch), store)
-        _panels(k, toward_values, scores, packed_values, to_values, first, columns)
+        _panels(k, toward_values, weights, packed_values, to_values, first, columns)
 
     for number, left_edge, columns in strips(k, length, tile, whole):
         extents = [*sizes, number]
@@ -183,8 +196,8 @@ def _panels(
     rows: int,
 ) -> None:
     """One tile of rows times every panel of a packed matrix."""
-    steps = k.size(shape.run)
+    steps = (k.size(shape.run) + (mac.depth - 1)) // mac.depth
     panels = (k.size(shape.columns) + (mac.width - 1)) // mac.width
     with k.loop(panels) as panel:
-        base = (shape.matrix([]) * panels + panel) * steps * mac.width
+        base = (shape.matrix([]) * panels + panel) * steps * (mac.width * mac.depth)
         emit_tile(k, mac, left, right, shape, [], panel, base, steps, (integer(0), first), (1, rows))

@@ -41,7 +41,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     if not isinstance(geometry.channels, int) or min(geometry.before) < 0:
         return "dynamic channels, or a transposed convolution that crops"
     if name_of(anchor) == "aten.convolution.default":
-        return None if dtype_of(geometry.x) == "float32" else f"convolution of {dtype_of(geometry.x)}"
+        return None if dtype_of(args["input"]) == "float32" else f"convolution of {dtype_of(geometry.x)}"
     if not is_stored(geometry.weight):
         return "integer convolution by an activation"
     return None
@@ -53,7 +53,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     g = Geometry.of(anchor)
     floating = name_of(anchor) == "aten.convolution.default"
     columns, channels = g.filters // g.groups, g.channels // g.groups
-    mac = multiply_accumulate.floating(k.isa) if floating else multiply_accumulate.integer(k.isa)
+    mac = multiply_accumulate.floating(k.isa, dtype_of(g.x)) if floating else multiply_accumulate.integer(k.isa)
     mac = narrowed(mac, columns)
     # One run a kernel row, where the elements of neighbouring taps are neighbours; else one a tap.
     joined = g.groups == 1 and g.dilation[1] == 1

@@ -6,7 +6,7 @@ A weight is packed at compile time (or at load); an activation on the right is p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer
 from graphc.backends.tvm.loops import nest, unflatten
-from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, shape_of
+from graphc.backends.tvm.operations import BFLOAT16, arguments, dtype_of, is_stored, name_of, narrow_operands, shape_of
 from graphc.backends.tvm.sizes import contiguous, product, simplify
 from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.amx_tile import Tiles
@@ -45,6 +45,12 @@ class Operands:
 
     @staticmethod
     def of(node: fx.Node) -> Operands:
+        o = Operands._as_written(node)
+        left, right = narrow_operands(o.left, o.right)
+        return replace(o, left=left, right=right)
+
+    @staticmethod
+    def _as_written(node: fx.Node) -> Operands:
         args = arguments(node)
         match name_of(node):
             case "aten.linear.default":
@@ -81,7 +87,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
         return "the right operand is computed inside the group"
     if name_of(anchor) == "graphc.integer_linear.default":
         return None if is_stored(o.right) else "integer products of two activations"
-    if dtype_of(o.left) != "float32" or dtype_of(o.right) != "float32":
+    if dtype_of(anchor) != "float32":
         return f"product of {dtype_of(o.left)} and {dtype_of(o.right)}"
     return None
 
@@ -97,7 +103,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     assert anchor is not None
     o = Operands.of(anchor)
     integers = name_of(anchor) == "graphc.integer_linear.default"
-    mac = multiply_accumulate.integer(k.isa) if integers else multiply_accumulate.floating(k.isa)
+    mac = multiply_accumulate.integer(k.isa) if integers else multiply_accumulate.floating(k.isa, dtype_of(o.left))
     mac = narrowed(mac, k.ranges.maximum(columns_of(o)))
     emit_by(group, k, mac, lambda rows: left_view(group, k, o.left, mac), partial(emit_product, k, mac))
 
@@ -214,5 +220,8 @@ def left_view(group: Group, k: KernelBuilder, node: fx.Node, mac: MultiplyAccumu
             value = T.cast(T.cast(value, "int32") - flip, mac.left)
         copy.store(index, value)
 
+    if mac.left == BFLOAT16 and padded != shape:  # whatever lies there, times nought, may be NaN
+        last = k.size(padded[-1] - 1)
+        nest(k, shape[:-1], lambda index: copy.store([*index, last], constant(0, mac.left)))
     nest(k, shape, body, k.isa.lanes("float32"))
     return copy

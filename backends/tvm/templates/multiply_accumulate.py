@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm import brain_float
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, vector
+from graphc.backends.tvm.operations import BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,25 @@ class MultiplyAccumulate:
         return dtype == self.left or (self.left in ("int8", "uint8") and dtype in ("int8", "uint8"))
 
 
-def floating(isa: InstructionSet) -> MultiplyAccumulate:
+def floating(isa: InstructionSet, dtype: str = "float32") -> MultiplyAccumulate:
     """float32: a fused multiply-add of vectors (where the target has one)."""
+    if dtype == BFLOAT16:
+        return brain(isa)
     lanes = isa.lanes("float32")
     rows, vectors = {64: (14, 2), 32: (6, 2)}.get(isa.bytes, (6, 4) if isa.registers == 32 else (6, 2))
     return MultiplyAccumulate(
         "fma", "float32", "float32", "float32", 1, lanes, rows, vectors, lambda sums, left, right: sums + left * right
+    )
+
+
+def brain(isa: InstructionSet) -> MultiplyAccumulate:
+    """bfloat16 times bfloat16, sums in float32: pairs by a dot product, or widened and by multiply-adds."""
+    lanes = isa.lanes("float32")
+    if isa.target.has("avx512bf16") and isa.bytes == 64:
+        return MultiplyAccumulate("vdpbf16ps", BFLOAT16, BFLOAT16, "float32", 2, lanes, 14, 2, brain_float.dot)
+    rows, vectors = (10, 2) if isa.registers == 32 else (4, 2)
+    return MultiplyAccumulate(
+        "fma of bfloat16", BFLOAT16, BFLOAT16, "float32", 2, lanes, rows, vectors, brain_float.multiply
     )
 
 

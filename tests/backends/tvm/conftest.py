@@ -75,9 +75,14 @@ def compile_graph(graph: Graph, target: str = "host", threads: int = 2) -> Artif
     return artifact
 
 
+def comparable(expected: Tensor) -> Tensor:
+    """torch's result in the type in which an artifact returns it."""
+    return expected.float() if expected.dtype == torch.bfloat16 else expected
+
+
 def assert_agree(graph: Graph, got: Sequence[Any], inputs: Sequence[Tensor], rtol: float, atol: float) -> None:
     """Integers equal, floats close, dtypes and NaN the same as in torch."""
-    for value, expected in zip(got, graph.run_flat(list(inputs)), strict=True):
+    for value, expected in zip(got, map(comparable, graph.run_flat(list(inputs))), strict=True):
         loose = expected.is_floating_point()
         torch.testing.assert_close(
             torch.as_tensor(value), expected, rtol=rtol * loose, atol=atol * loose, equal_nan=True, check_stride=False
@@ -169,7 +174,8 @@ class Suite:
     def _execute(self, target: str) -> dict[str, tuple[Tensor, Tensor]]:
         graph, inputs = build(self._cases)
         got = map(torch.as_tensor, graph.outputs.flatten(compile_graph(graph, target).run(*inputs)))
-        return dict(zip(self._cases, zip(got, graph.run_flat(inputs), strict=True), strict=True))
+        expected = map(comparable, graph.run_flat(inputs))
+        return dict(zip(self._cases, zip(got, expected, strict=True), strict=True))
 
     def check(self, name: str, target: str = "host") -> None:
         require(target)
