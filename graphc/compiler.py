@@ -167,7 +167,7 @@ def _report(graph: Graph, program: Program, errors: Mapping[str, float], facts: 
         rows.append(
             Row(
                 name=paths[0] if paths else anchor.name,
-                op="+".join(_short(node) for node in members),
+                op=_operators(members),
                 format=_format(graph, members),
                 bytes=sum(tensor.nbytes for tensor in _stored(graph, members).values()),
                 macs=sum(macs(graph, node) for node in members),
@@ -185,6 +185,12 @@ def _report(graph: Graph, program: Program, errors: Mapping[str, float], facts: 
         "steps": len(rows),
     }
     return Report(tuple(rows), totals, dict(facts))
+
+
+def _operators(members: Sequence[fx.Node]) -> str:
+    """The operators of a step; decodings only where they are all that it does."""
+    shown = [node for node in members if node.target not in DECODINGS] or members
+    return "+".join(_short(node) for node in shown if not (is_item(node) and node.args[1]) or len(shown) == 1)
 
 
 def _short(node: fx.Node) -> str:

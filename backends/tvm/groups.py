@@ -19,6 +19,7 @@ from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE
+from graphc.backends.tvm.weight_formats import absorbed
 from graphc.graph import Graph, is_item
 
 
@@ -27,11 +28,14 @@ class Group:
     """Nodes in topological order; the last one is the result. `at_load`: depends on weights only.
 
     `also`: further results, written by the same kernel.
+    absorbed: decodings of weights and activations that the anchor's kernel computes on the way (weight_formats); other
+    groups may absorb the same.
     """
 
     nodes: tuple[fx.Node, ...]
     at_load: bool = False
     also: tuple[fx.Node, ...] = ()
+    absorbed: tuple[fx.Node, ...] = ()
 
     @property
     def output(self) -> fx.Node:
@@ -44,7 +48,8 @@ class Group:
     @property
     def inputs(self) -> list[fx.Node]:
         """Values from outside, in the order of first use."""
-        found = [value for node in self.nodes for value in operands(node) if value not in self.nodes]
+        inside = {*self.absorbed, *self.nodes}
+        found = [value for node in (*self.absorbed, *self.nodes) for value in operands(node) if value not in inside]
         return list(dict.fromkeys(found))
 
     @property
@@ -99,10 +104,21 @@ def partition(graph: Graph) -> list[Group]:
         bags.setdefault(node if number is None or node in at_load else number, []).append(node)
     results = set(graph.output.args[0])  # type: ignore[arg-type]
     split = [group for bag in bags.values() for group in _split(bag, results)]
-    groups = [Group(tuple(nodes), nodes[-1] in at_load) for nodes in split]
+    groups = [Group(tuple(nodes), nodes[-1] in at_load, absorbed=absorbed(nodes)) for nodes in split]
     groups += [Group(chain, chain[-1] in at_load, also=chain[-2:-1]) for chain in tables]
     order = {node: position for position, node in enumerate(graph)}
-    return sorted(groups, key=lambda group: order[group.output])
+    groups.sort(key=lambda group: order[group.output])
+    return _used(groups, results)
+
+
+def _used(groups: list[Group], results: set[fx.Node]) -> list[Group]:
+    """The groups that a result depends on: what all its users absorb is none of them."""
+    wanted, kept = set(results), []
+    for group in reversed(groups):
+        if not wanted.isdisjoint((group.output, *group.also)):
+            wanted.update(group.inputs)
+            kept.append(group)
+    return kept[::-1]
 
 
 def _split(nodes: list[fx.Node], results: set[fx.Node]) -> list[list[fx.Node]]:

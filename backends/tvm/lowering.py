@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from tvm_ffi import StructuralKey
 
-from graphc.backends.tvm import memory
+from graphc.backends.tvm import memory, weight_formats
 from graphc.backends.tvm.codegen import compile_kernels
 from graphc.backends.tvm.entry import Call, Location, entry_c
 from graphc.backends.tvm.groups import Group, operators, partition, weights_only
@@ -74,7 +74,7 @@ def lower(
     for done, group in enumerate(groups):
         report("kernels", done, len(groups))
         if places[group.output].owner is group.output:
-            steps.append(Step(_build(group, around), group.nodes, group.path, group.at_load))
+            steps.append(Step(_build(group, around), (*group.absorbed, *group.nodes), group.path, group.at_load))
     steps = _used(steps, places)
     steps = [*(step for step in steps if step.at_load), *_packing(steps, around), *(s for s in steps if not s.at_load)]
     functions, symbols = _symbols([step.kernel for step in steps])
@@ -157,6 +157,8 @@ def _build(group: Group, around: Surroundings) -> Kernel:
     k = KernelBuilder(template.NAME, around, workload(template.NAME, group, around.places, around.ranges))
     if group.at_load:
         k.reason = "computed once at load, from weights alone"
+    elif not group.absorbed:
+        k.reason = weight_formats.reason(group.nodes)
     with k:
         fill_halo(k, group.output)
         template.emit(group, k)

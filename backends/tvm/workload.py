@@ -41,4 +41,5 @@ def workload(template: str, group: Group, places: Mapping[fx.Node, Placement], r
     core = group.anchor or group.output
     given = ", ".join(argument(value) for name, value in arguments(core).items() if name not in _VALUES)
     rest = [name_of(node) for node in group.nodes if node is not core]
-    return " + ".join([f"{template}: {name_of(core)}({given})", *rest])
+    decoded = [f"{name_of(node)}{[item for item in node.args if isinstance(item, int)]}" for node in group.absorbed]
+    return " + ".join([f"{template}: {name_of(core)}({given})", *decoded, *rest])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import scalars
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, vector
 from graphc.backends.tvm.loops import nest, vector_loop
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
 from graphc.backends.tvm.templates.register_tile import store_result
@@ -39,7 +40,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
         def element(j: Expr) -> None:
             value = At(k, group.nodes)(args["x"], [*index[:-1], first + j])
-            store_result(group, k, [*index[:-1], first + j], quantized(value, scale))
+            q = T.cast(scalars.to_integer(rounded(value, scale), "int32"), "int8")
+            store_result(group, k, [*index[:-1], first + j], q)
 
         vector_loop(k, size, k.isa.lanes("float32"), element)
 
@@ -48,19 +50,45 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
 def group_scale(k: KernelBuilder, size: int, read: Callable[[Expr], Expr]) -> Expr:
     """max|x| / 127 over `size` values, 1 where that is nought."""
-    lanes = max(lanes for lanes in range(1, k.isa.lanes("float32") + 1) if size % lanes == 0)
+    lanes = _lanes(k, size)
     largest = k.local(lanes, "float32")
     with k.vectorized(lanes) as lane:
         T.buffer_store(largest, T.float32(0), [lane])
     with k.loop(size // lanes) as block, k.vectorized(lanes) as lane:
         T.buffer_store(largest, T.max(largest[lane], scalars.absolute(read(block * lanes + lane))), [lane])
-    top = largest[integer(0)]
-    for lane in range(1, lanes):
-        top = T.max(top, largest[integer(lane)])
-    scale = T.Bind(top / T.float32(127))
+    scale = T.Bind(_reduced("fmax", largest, lanes) / T.float32(127))
     return T.Bind(T.Select(scale > T.float32(0), scale, T.float32(1)))
 
 
-def quantized(value: Expr, scale: Expr) -> Expr:
-    """The nearest multiple of the scale, as int8."""
-    return T.cast(scalars.to_integer(scalars.round_half_even(value / scale), "int32"), "int8")
+def rounded(value: Expr, scale: Expr) -> Expr:
+    """The nearest whole number of scales, as float."""
+    return scalars.round_half_even(value / scale)
+
+
+def quantize_group(
+    k: KernelBuilder, size: int, steps: Callable[[Expr], Expr], target: tirx.Buffer, start: Expr
+) -> Expr:
+    """Store `size` whole numbers as int8 from `start` on; their sum."""
+    lanes = _lanes(k, size)
+    sums = k.local(lanes, "int32")
+    with k.vectorized(lanes) as lane:
+        T.buffer_store(sums, T.int32(0), [lane])
+    with k.loop(size // lanes) as block, k.vectorized(lanes) as lane:
+        q = T.Bind(scalars.to_integer(steps(block * lanes + lane), "int32"))
+        T.buffer_store(target, T.cast(q, "int8"), [start + block * lanes + lane])
+        T.buffer_store(sums, sums[lane] + q, [lane])
+    return T.Bind(_reduced("add", sums, lanes))
+
+
+def _lanes(k: KernelBuilder, size: int) -> int:
+    return max(
+        lanes for lanes in range(1, k.isa.lanes("float32") + 1) if size % lanes == 0 and lanes & (lanes - 1) == 0
+    )
+
+
+def _reduced(operation: str, buffer: tirx.Buffer, lanes: int) -> Expr:
+    """The lanes of a vector in one: halves against each other, as LLVM's own operation."""
+    if lanes == 1:
+        return buffer[integer(0)]
+    name = T.llvm_lookup_intrinsic_id(f"llvm.vector.reduce.{operation}")
+    return T.call_llvm_pure_intrin(name, vector(buffer, integer(0), lanes), dtype=str(buffer.ty.dtype))

@@ -85,6 +85,8 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     o = Operands.of(anchor)
     if o.right in group.nodes:
         return "the right operand is computed inside the group"
+    if group.absorbed:
+        return "the weight is read as it is stored"
     if name_of(anchor) == "graphc.integer_linear.default":
         return None if is_stored(o.right) else "integer products of two activations"
     if dtype_of(anchor) != "float32":

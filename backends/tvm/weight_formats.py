@@ -1,0 +1,118 @@
+"""Stored weights that kernels read as they are: the decoding expressions that a layer's kernel takes in.
+
+The nodes of such an expression are absorbed: they belong to the layer's group, and no dense weight exists anywhere. All
+other decodings are computed once, at load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from graphc import formats
+from graphc.backends.tvm.operations import arguments, name_of, shape_of
+from graphc.formats.linear import Linear
+
+# Bits of a code -> the bit fields that it is stored as, the lowest first: each divides a byte.
+FIELDS = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+
+
+def unit(bits: int) -> int:
+    """Columns that fill the bytes of every field: neighbours in fours, as dot products take them."""
+    return 32 // min(FIELDS[bits])
+
+
+@dataclass(frozen=True)
+class GroupedIntegers:
+    """A matrix [rows, columns] = (codes - zero) * scale; `group` columns share scale and zero.
+
+    codes: a leaf, uint8 packed below 8 bits. scale: f16 or f32. zero: uint8 or int8, None for nought.
+    """
+
+    codes: fx.Node
+    bits: int
+    scale: fx.Node
+    zero: fx.Node | None
+    group: int
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class DynamicIntegers:
+    """An activation `x` in int8, with a scale for each `group` neighbours."""
+
+    x: fx.Node
+    group: int
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class CompressedLinear:
+    """A linear layer as its kernel sees it. activation: None where it is taken as it comes."""
+
+    weight: GroupedIntegers
+    activation: DynamicIntegers | None
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        return (*(self.activation.nodes if self.activation else ()), *self.weight.nodes)
+
+
+def compressed(node: fx.Node) -> CompressedLinear | None:
+    """What a kernel of this layer takes in; None where it reads a dense weight."""
+    if name_of(node) != "aten.linear.default":
+        return None
+    args = arguments(node)
+    weight = _weight(args["weight"])
+    if weight is None:
+        return None
+    return CompressedLinear(weight, _activation(args["input"], weight))
+
+
+def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """The decodings that the kernel of a group computes on the way."""
+    return tuple(value for node in nodes if (found := compressed(node)) is not None for value in found.nodes)
+
+
+def reason(nodes: tuple[fx.Node, ...]) -> str:
+    """Why a layer of these nodes reads a weight that is decoded at load; empty where none does."""
+    for value in (value for node in nodes for value in node.all_input_nodes if value not in nodes):
+        source = value
+        while name_of(source) == "aten.view.default":
+            source = source.args[0]  # type: ignore[assignment]
+        found = formats.recognize(source)
+        if found is not None:
+            return f"its weight ({found.format.label}) is decoded at load: no kernel of this layer reads it as stored"
+    return ""
+
+
+def _weight(node: fx.Node) -> GroupedIntegers | None:
+    found = formats.recognize(node)
+    if found is None or not isinstance(found.format, Linear):
+        return None
+    bits, columns, group = found.format.bits, int(shape_of(node)[-1]), int(arguments(node)["group"])
+    # Integer sums over a row must fit 32 bits.
+    if len(shape_of(node)) != 2 or columns > 1 << 16 or (group % unit(bits) and group != columns):
+        return None
+    q = arguments(node)["q"]
+    nodes = (node,) if q.op == "get_attr" else (q, node)
+    parts = found.parts
+    return GroupedIntegers(parts["codes"], bits, parts["scale"], parts.get("zero_point"), group, nodes)
+
+
+def _activation(node: fx.Node, weight: GroupedIntegers) -> DynamicIntegers | None:
+    if name_of(node) != "graphc.dequantize_groups.default":
+        return None
+    args = arguments(node)
+    q, scale, group = args["q"], args["scale"], int(args["group"])
+    names = ["graphc.quantize_dynamic.default#0", "graphc.quantize_dynamic.default#1"]
+    if args["zero_point"] is not None or [name_of(q), name_of(scale)] != names or q.args[0] is not scale.args[0]:
+        return None
+    source = arguments(q)
+    # One of the two groups must hold the other, and each whole steps of the packed weight.
+    nested = weight.group % group == 0 or group % weight.group == 0
+    whole = group % unit(weight.bits) == 0 or group == int(shape_of(node)[-1])
+    if source["group"] != group or not nested or not whole:
+        return None
+    return DynamicIntegers(source["x"], group, (q, scale, node))
