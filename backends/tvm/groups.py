@@ -19,7 +19,7 @@ from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE
-from graphc.backends.tvm.weight_formats import absorbed
+from graphc.backends.tvm.weight_formats import absorbed, hidden
 from graphc.graph import Graph, is_item
 
 
@@ -93,7 +93,7 @@ def partition(graph: Graph) -> list[Group]:
     at_load = weights_only(graph)
     bags: dict[object, list[fx.Node]] = {}
     tables = [chain for node in graph.calls if (chain := tabulated.quantized_products(node))]
-    elsewhere = {node for chain in tables for node in chain} | tabulated.decoded(graph)
+    elsewhere = {node for chain in tables for node in chain} | tabulated.decoded(graph) | hidden(graph)
     for node in operators(graph):
         if node in elsewhere:
             continue
@@ -108,17 +108,7 @@ def partition(graph: Graph) -> list[Group]:
     groups += [Group(chain, chain[-1] in at_load, also=chain[-2:-1]) for chain in tables]
     order = {node: position for position, node in enumerate(graph)}
     groups.sort(key=lambda group: order[group.output])
-    return _used(groups, results)
-
-
-def _used(groups: list[Group], results: set[fx.Node]) -> list[Group]:
-    """The groups that a result depends on: what all its users absorb is none of them."""
-    wanted, kept = set(results), []
-    for group in reversed(groups):
-        if not wanted.isdisjoint((group.output, *group.also)):
-            wanted.update(group.inputs)
-            kept.append(group)
-    return kept[::-1]
+    return groups
 
 
 def _split(nodes: list[fx.Node], results: set[fx.Node]) -> list[list[fx.Node]]:

@@ -13,6 +13,7 @@ from torch import fx
 from graphc import formats
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
 from graphc.formats.linear import Linear
+from graphc.graph import Graph
 
 # Bits of a code -> the bit fields that it is stored as, the lowest first: each divides a byte.
 FIELDS = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
@@ -73,6 +74,18 @@ def compressed(node: fx.Node) -> CompressedLinear | None:
 def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
     """The decodings that the kernel of a group computes on the way."""
     return tuple(value for node in nodes if (found := compressed(node)) is not None for value in found.nodes)
+
+
+def hidden(graph: Graph) -> set[fx.Node]:
+    """The decodings that nobody needs beside the layers that absorb them."""
+    layers = {node: found.nodes for node in graph.calls if (found := compressed(node)) is not None}
+    absorbable = {node for nodes in layers.values() for node in nodes}
+    result: set[fx.Node] = set()
+    for node in reversed(graph.calls):
+        taken = [node in layers.get(user, ()) or user in result for user in node.users]
+        if taken and all(taken) and node in absorbable:
+            result.add(node)
+    return result
 
 
 def reason(nodes: tuple[fx.Node, ...]) -> str:
