@@ -74,11 +74,20 @@ static void release_tiles(void) {}
 
 /* -- thread pool --------------------------------------------------------------------------------------------------
 
-   One job at a time. `unclaimed` counts its tasks down: whoever (worker or launcher) lowers it from n to n - 1 runs
-   task n - 1. A claim can only succeed while the launcher waits, so the job's fields hold still for whoever made one,
-   and a worker that comes late finds nothing to claim. The launcher claims too, so a job ends even with no workers. */
+   One job at a time: `num_task` tasks, thread t of `num_threads` takes tasks t, t + num_threads, ... Thread 0 is the
+   launcher. Each other thread has a seat. `claimed` of a seat is the last epoch whose share somebody took: its worker,
+   or the launcher, which takes what no worker has begun (one that sleeps, or that the system has put aside). A claim
+   for an epoch succeeds once, and the launcher ends the epoch only when every seat was claimed and what workers claimed
+   is done: so the job holds still for whoever has a claim, and a worker that comes late finds nothing to take.
 
-enum { SPINS = 4000 }; /* 50-100 us: longer than the gap between two kernels, far shorter than a time slice */
+   What a launch costs is cache lines that move between cores, 100 ns and more each: the job's to the worker, `done` to
+   the launcher. `claimed` stays with the worker as long as it is in time. */
+
+enum {
+  SPINS = 4000,    /* 50-100 us: longer than the gap between two kernels, far shorter than a time slice */
+  PATIENCE = 100,  /* 1-3 us: how long the launcher leaves a worker that is awake its share */
+  MAX_SEATS = 255, /* more threads than this and the launcher are not put to use */
+};
 
 typedef struct {
   void *sync_handle;
@@ -87,89 +96,125 @@ typedef struct {
 
 typedef int (*parallel_task)(int task_id, parallel_env *env, void *closure);
 
+/* One cache line: written by the launcher, `epoch` last, and read by all. */
 static struct {
-  /* written by each launch */
   _Alignas(64) atomic_uint epoch; /* futex: workers sleep on it */
-  atomic_uint sleeping, stopping;
-  /* the job; the fields are published by `unclaimed` */
-  _Alignas(64) atomic_int unclaimed;
   parallel_task task;
   void *closure;
   parallel_env env;
-  /* written as tasks end */
-  _Alignas(64) atomic_uint unfinished; /* futex: the launcher sleeps on it */
-  atomic_uint launcher_sleeps;
-  atomic_int error;
-  /* of the launching thread alone */
-  _Alignas(64) int32_t num_threads;
-} pool;
-static atomic_int in_job; /* a job runs: a launch now comes from inside one of its tasks */
+  int32_t num_threads;
+} job;
 
-static void run_tasks(void) {
-  int count = atomic_load(&pool.unclaimed);
-  while (count > 0) {
-    if (!atomic_compare_exchange_weak(&pool.unclaimed, &count, count - 1)) continue;
-    int error = pool.task(count - 1, &pool.env, pool.closure);
-    if (error) atomic_store(&pool.error, error);
-    if (atomic_fetch_sub(&pool.unfinished, 1) == 1 && atomic_load(&pool.launcher_sleeps))
-      futex_wake(&pool.unfinished, 1);
-    count = atomic_load(&pool.unclaimed);
+static struct {
+  _Alignas(64) atomic_uint claimed;
+  _Alignas(64) atomic_uint done; /* the last epoch that this worker finished; futex: the launcher sleeps on it */
+  atomic_int error;
+} seats[MAX_SEATS];
+
+static struct {
+  _Alignas(64) atomic_uint sleeping; /* workers that sleep, or are about to */
+  atomic_uint launcher_sleeps, stopping;
+  atomic_int seated;            /* workers that have come */
+  _Alignas(64) atomic_int busy; /* a job runs: a launch now comes from inside one of its tasks */
+} pool;
+
+/* The tasks of one thread; the last error of them. */
+static int run_share(int thread) {
+  int error = 0;
+  for (int i = thread; i < job.env.num_task; i += job.num_threads) {
+    int found = job.task(i, &job.env, job.closure);
+    if (found) error = found;
   }
+  return error;
+}
+
+/* Whether the caller is the one who takes the seat's share of the epoch. */
+static int claim(int seat, unsigned epoch) {
+  unsigned before = epoch - 1;
+  return atomic_load_explicit(&seats[seat].claimed, memory_order_relaxed) == before &&
+         atomic_compare_exchange_strong(&seats[seat].claimed, &before, epoch);
+}
+
+static int is_done(int seat, unsigned epoch, int spins) {
+  while (atomic_load_explicit(&seats[seat].done, memory_order_acquire) != epoch) {
+    if (!spins--) return 0;
+    relax();
+  }
+  return 1;
+}
+
+/* Wait until the seat's worker, which has claimed the epoch, has done its share. */
+static void wait_for(int seat, unsigned epoch) {
+  if (is_done(seat, epoch, SPINS)) return;
+  atomic_store(&pool.launcher_sleeps, 1);
+  for (unsigned done; (done = atomic_load(&seats[seat].done)) != epoch;) futex_wait(&seats[seat].done, done);
+  atomic_store(&pool.launcher_sleeps, 0);
 }
 
 static int launch(parallel_task task, void *closure, int num_task) {
-  if (num_task == 1 || pool.num_threads <= 1 || atomic_load(&in_job)) {
+  if (num_task == 1 || job.num_threads <= 1 || atomic_load_explicit(&pool.busy, memory_order_relaxed)) {
     parallel_env env = {0, num_task ? num_task : 1};
     int error = 0;
     for (int i = 0; i < env.num_task && !error; i++) error = task(i, &env, closure);
     return error;
   }
-  if (num_task <= 0) num_task = pool.num_threads;
-  atomic_store(&in_job, 1);
-  pool.task = task;
-  pool.closure = closure;
-  pool.env = (parallel_env){0, num_task};
-  atomic_store(&pool.error, 0);
-  atomic_store(&pool.unfinished, (unsigned)num_task);
-  atomic_store(&pool.unclaimed, num_task);
-  /* A worker counts itself as sleeping, then sleeps only if epoch has not moved: one of the two sees the other. */
-  atomic_fetch_add(&pool.epoch, 1);
-  if (atomic_load(&pool.sleeping)) futex_wake(&pool.epoch, num_task - 1);
-  run_tasks();
-  unsigned left = atomic_load(&pool.unfinished);
-  for (int spin = 0; left && spin < SPINS; spin++) {
-    relax();
-    left = atomic_load(&pool.unfinished);
+  unsigned epoch = atomic_load_explicit(&job.epoch, memory_order_relaxed) + 1;
+  atomic_store_explicit(&pool.busy, 1, memory_order_relaxed);
+  job.task = task;
+  job.closure = closure;
+  job.env = (parallel_env){0, num_task > 0 ? num_task : job.num_threads};
+  atomic_store_explicit(&job.epoch, epoch, memory_order_release);
+  /* A worker that falls asleep right now may miss this epoch: then its share is taken below. */
+  int asleep = atomic_load_explicit(&pool.sleeping, memory_order_relaxed) != 0;
+  if (asleep) futex_wake(&job.epoch, INT32_MAX);
+  int error = run_share(0);
+  for (int seat = 0; seat < job.num_threads - 1; seat++) {
+    int found;
+    if (!is_done(seat, epoch, asleep ? 0 : PATIENCE) && claim(seat, epoch)) {
+      found = run_share(seat + 1);
+    } else {
+      wait_for(seat, epoch);
+      found = atomic_load_explicit(&seats[seat].error, memory_order_relaxed);
+    }
+    if (found) error = found;
   }
-  if (left) {
-    atomic_store(&pool.launcher_sleeps, 1);
-    while ((left = atomic_load(&pool.unfinished))) futex_wait(&pool.unfinished, left);
-    atomic_store(&pool.launcher_sleeps, 0);
-  }
-  atomic_store(&in_job, 0);
-  return atomic_load(&pool.error);
+  atomic_store_explicit(&pool.busy, 0, memory_order_relaxed);
+  return error;
 }
 
 /* TVM's objects define this pointer weakly and call through it. */
 __attribute__((visibility("hidden"))) extern int (*__TVMBackendParallelLaunch)(parallel_task, void *, int);
 int (*__TVMBackendParallelLaunch)(parallel_task, void *, int) = launch;
 
+/* Leave workers nothing to do in an epoch. */
+static void claim_all(unsigned epoch) {
+  for (int seat = 0; seat < job.num_threads - 1; seat++) atomic_store(&seats[seat].claimed, epoch);
+}
+
 void graphc_pool_start(int32_t num_threads) {
+  job.num_threads = num_threads < 1 ? 1 : num_threads > MAX_SEATS ? MAX_SEATS + 1 : num_threads;
+  claim_all(atomic_load(&job.epoch));
+  atomic_store(&pool.seated, 0);
   atomic_store(&pool.stopping, 0);
-  pool.num_threads = num_threads;
 }
 
 void graphc_worker(void) {
+  int seat = atomic_fetch_add(&pool.seated, 1);
+  if (seat >= job.num_threads - 1) return;
   configure_tiles();
   for (;;) {
-    unsigned seen = atomic_load(&pool.epoch);
+    unsigned epoch = atomic_load(&job.epoch);
     if (atomic_load(&pool.stopping)) break;
-    run_tasks();
-    for (int spin = 0; spin < SPINS && atomic_load(&pool.epoch) == seen; spin++) relax();
-    if (atomic_load(&pool.epoch) != seen) continue;
+    if (claim(seat, epoch)) {
+      atomic_store_explicit(&seats[seat].error, run_share(seat + 1), memory_order_relaxed);
+      atomic_store(&seats[seat].done, epoch);
+      if (atomic_load(&pool.launcher_sleeps)) futex_wake(&seats[seat].done, 1);
+    }
+    for (int i = 0; i < SPINS && atomic_load_explicit(&job.epoch, memory_order_acquire) == epoch; i++) relax();
+    if (atomic_load(&job.epoch) != epoch) continue;
     atomic_fetch_add(&pool.sleeping, 1);
     release_tiles();
-    futex_wait(&pool.epoch, seen);
+    futex_wait(&job.epoch, epoch);
     configure_tiles();
     atomic_fetch_sub(&pool.sleeping, 1);
   }
@@ -177,10 +222,10 @@ void graphc_worker(void) {
 }
 
 void graphc_pool_stop(void) {
-  pool.num_threads = 1;
   atomic_store(&pool.stopping, 1);
-  atomic_fetch_add(&pool.epoch, 1);
-  futex_wake(&pool.epoch, INT32_MAX);
+  claim_all(atomic_load(&job.epoch) + 1);
+  atomic_fetch_add(&job.epoch, 1);
+  futex_wake(&job.epoch, INT32_MAX);
 }
 
 /* -- program ------------------------------------------------------------------------------------------------------ */

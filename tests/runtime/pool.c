@@ -23,7 +23,7 @@ enum { MAX_TASKS = 64 };
 /* Plain counters: with a race, the sanitizer or the count tells. */
 static struct {
   int runs[MAX_TASKS], nested[MAX_TASKS][3], expected_tasks, failing_task;
-} job;
+} tally;
 
 static void expect(int condition, const char *what) {
   if (condition) return;
@@ -37,22 +37,22 @@ static int nested_task(int task_id, parallel_env *env, void *closure) {
 }
 
 static int task(int task_id, parallel_env *env, void *closure) {
-  expect(closure == &job && task_id >= 0 && task_id < env->num_task, "arguments");
-  expect(env->num_task == job.expected_tasks, "number of tasks");
-  job.runs[task_id]++;
-  expect(__TVMBackendParallelLaunch(nested_task, job.nested[task_id], 3) == 0, "nested launch");
-  return task_id == job.failing_task ? 7 : 0;
+  expect(closure == &tally && task_id >= 0 && task_id < env->num_task, "arguments");
+  expect(env->num_task == tally.expected_tasks, "number of tasks");
+  tally.runs[task_id]++;
+  expect(__TVMBackendParallelLaunch(nested_task, tally.nested[task_id], 3) == 0, "nested launch");
+  return task_id == tally.failing_task ? 7 : 0;
 }
 
 static void launch_once(int num_task, int expected_tasks, int failing_task) {
-  memset(&job, 0, sizeof job);
-  job.expected_tasks = expected_tasks;
-  job.failing_task = failing_task;
-  int error = __TVMBackendParallelLaunch(task, &job, num_task);
+  memset(&tally, 0, sizeof tally);
+  tally.expected_tasks = expected_tasks;
+  tally.failing_task = failing_task;
+  int error = __TVMBackendParallelLaunch(task, &tally, num_task);
   expect(error == (failing_task >= 0 ? 7 : 0), "error code");
   for (int i = 0; i < expected_tasks && failing_task < 0; i++) {
-    expect(job.runs[i] == 1, "each task once");
-    for (int k = 0; k < 3; k++) expect(job.nested[i][k] == 3, "each nested task once");
+    expect(tally.runs[i] == 1, "each task once");
+    for (int k = 0; k < 3; k++) expect(tally.nested[i][k] == 3, "each nested task once");
   }
 }
 
@@ -61,6 +61,21 @@ static void *enter(void *unused) {
   return unused;
 }
 
+static int add(int task_id, parallel_env *env, void *closure) {
+  long *sums = closure;
+  for (int i = task_id; i < 64; i += env->num_task) sums[i]++;
+  return 0;
+}
+
+/* What one job writes the next one reads, on whichever thread: element i of a job's tasks moves between threads. */
+static void chain(int launches) {
+  static const int counts[] = {2, 3, 5, 0};
+  long sums[64] = {0};
+  for (int i = 0; i < launches; i++) expect(!__TVMBackendParallelLaunch(add, sums, counts[i % 4]), "chain");
+  for (int i = 0; i < 64; i++) expect(sums[i] == launches, "each element once in each job");
+}
+
+/* Launches just before, while and after workers fall asleep, so that shares are taken over and workers come late. */
 static void stress(int threads, int launches) {
   static const int counts[] = {0, 1, 2, 3, 7, MAX_TASKS};
   pthread_t workers[8];
@@ -70,7 +85,9 @@ static void stress(int threads, int launches) {
     int count = counts[i % 6], expected = count ? count : threads;
     launch_once(count, expected, i % 5 == 4 ? expected - 1 : -1);
     if (i % 500 == 499) usleep(2000); /* let the workers fall asleep */
+    if (i % 500 < 20) usleep(i % 500 * 10); /* and launch just then */
   }
+  chain(launches);
   graphc_pool_stop();
   for (int i = 0; i < threads - 1; i++) pthread_join(workers[i], NULL);
 }
@@ -90,8 +107,22 @@ static void memory(void) {
       }
 }
 
+/* Threads that never come, and one too many, cost time and nothing else. */
+static void wrong_number(void) {
+  pthread_t workers[2];
+  graphc_pool_start(8);
+  launch_once(0, 8, -1);
+  graphc_pool_stop();
+  graphc_pool_start(2);
+  for (int i = 0; i < 2; i++) expect(!pthread_create(&workers[i], NULL, enter, NULL), "pthread_create");
+  for (int i = 0; i < 1000; i++) launch_once(0, 2, -1);
+  graphc_pool_stop();
+  for (int i = 0; i < 2; i++) pthread_join(workers[i], NULL);
+}
+
 int main(int count, char **arguments) {
   memory();
+  wrong_number();
   for (int round = 0; round < 3; round++)
     for (int threads = 1; threads <= 4; threads++) stress(threads, count > 1 ? atoi(arguments[1]) : 2000);
   puts("ok");
