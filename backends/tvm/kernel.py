@@ -334,6 +334,12 @@ class KernelBuilder:
         """A flat buffer on the stack, or in registers where every index is constant."""
         return T.alloc_buffer((elements,), dtype, scope="local")
 
+    def prefetch(self, buffer: tirx.Buffer, offset: Expr) -> None:
+        """Ask for the cache line of an element, which may lie beyond the buffer, in the second-level cache."""
+        read, level, data = T.int32(0), T.int32(2), T.int32(1)
+        name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+        T.evaluate(T.call_llvm_intrin("void", name, T.address_of(buffer[offset]), read, level, data))
+
     def parameter(self, name: str, default: int, options: Sequence[int]) -> int:
         """A free choice of the template, such as the rows of a tile: `default`, unless tuning found better."""
         if default not in options:

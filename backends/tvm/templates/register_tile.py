@@ -170,7 +170,11 @@ def emit_product(
             y = T.min(top * rows, height - rows) if rows > 1 else top
             base = (shape.matrix(outer) * panels + panel) * panel_size
             corner = (y, left_edge(position))
-            emit_tile(k, mac, left, right, shape, outer, panel, base, steps, corner, (rows, columns))
+            ahead = None
+            if not by_tiles and isinstance(vertical, tirx.IntImm) and isinstance(number, tirx.IntImm):
+                part = panel_size // (vertical * number)
+                ahead = base + panel_size + (top * number + position) * part, -(-mac.width * mac.depth // tiles)
+            emit_tile(k, mac, left, right, shape, outer, panel, base, steps, corner, (rows, columns), ahead)
 
         extents = [*batch, vertical, number] if by_tiles else [*batch, panels]
         with k.loop(_volume(extents), parallel) as flat:
@@ -221,8 +225,12 @@ def emit_tile(
     steps: Expr,
     corner: tuple[Expr, Expr],
     extent: tuple[int, int],
+    ahead: tuple[Expr, int] | None = None,
 ) -> None:
-    """One register tile of `extent` image rows and columns from `corner` on, and its epilogue."""
+    """One register tile of `extent` image rows and columns from `corner` on, and its epilogue.
+
+    ahead: a place in the right operand from which to fetch what comes later, and by how many elements a step.
+    """
     rows = extent[0] * extent[1]
     y, x = T.Bind(corner[0]), T.Bind(corner[1])
     sums = k.local(rows * mac.width, mac.accumulator)
@@ -238,6 +246,8 @@ def emit_tile(
         starts = [T.Bind(shape.left(batch, y + i, x + j, tap)) for i in range(extent[0]) for j in range(extent[1])]
         panel_start = T.Bind(base + flat * steps * (mac.width * mac.depth))
         with k.loop(steps) as step:
+            if ahead is not None:
+                k.prefetch(right, ahead[0] + (flat * steps + step) * ahead[1])
             packed = [
                 T.Bind(mac.load_right(right, panel_start + step * (mac.width * mac.depth) + v * mac.lanes * mac.depth))
                 for v in range(mac.vectors)
