@@ -42,6 +42,7 @@ from graphc.backends.tvm.templates import (
     reduction,
     scan,
     table_lookup,
+    vector_product,
 )
 from graphc.operators import DECODINGS
 from graphc.tensor_type import TensorType
@@ -66,6 +67,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
         convolution,
         compressed_product,
         amx_matrix_product,
+        vector_product,
         matrix_product,
         partial_products,
         table_lookup,

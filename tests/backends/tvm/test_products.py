@@ -6,6 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from graphc.backends.tvm import lower
+from graphc.graph import Graph
+from graphc.structure import Structure
+from graphc.target import Target
+from graphc.tensor_type import TensorType
+
 aten = torch.ops.aten
 torch.manual_seed(0)
 ATOL = 3e-5
@@ -45,6 +51,10 @@ CASES = {
     "matmul with a vector": (aten.matmul.default, torch.randn(2, 9, 30), torch.randn(30)),
     "matmul broadcast": (aten.matmul.default, torch.randn(2, 1, 9, 30), torch.randn(4, 30, 5)),
     "matmul by a matrix": (aten.matmul.default, torch.randn(2, 4, 9, 30), w(30, 5)),
+    "row by a matrix": (aten.matmul.default, torch.randn(2, 4, 1, 37), torch.randn(2, 4, 37, 70)),
+    "row by whole vectors": (aten.matmul.default, torch.randn(2, 1, 64), torch.randn(2, 64, 128)),
+    "row by a broadcast matrix": (aten.matmul.default, torch.randn(3, 2, 1, 37), torch.randn(2, 37, 5)),
+    "row by a matrix of its own": (aten.bmm.default, torch.randn(3, 1, 12), torch.randn(3, 12, 35)),
     "conv": conv(X, w(9, 6, 3, 3), w(9), padding=(1, 1)),
     "conv 1x1": conv(X, w(40, 6, 1, 1), w(40)),
     "conv 1x1 with stride": conv(X, w(9, 6, 1, 1), None, (2, 3)),
@@ -79,3 +89,14 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_torch_does(suite, name, target):
     suite.check(name, target)
+
+
+@pytest.mark.parametrize("target", ["host", "x86-64:v2", "x86-64:v3", "arm64"])
+def test_a_row_by_a_transposed_matrix_is_read_where_it_lies(check, target):
+    """Sums in the lanes of vectors: 37 elements leave a rest."""
+    query, keys = torch.randn(2, 4, 1, 37), torch.randn(2, 4, 23, 37)
+    graph = Graph("scores", Structure.of(((query, keys), {})), Structure.of(0))
+    q, x = graph.add_input("q", TensorType.of(query)), graph.add_input("k", TensorType.of(keys))
+    graph.set_output([graph.call(aten.matmul.default, q, graph.call(aten.permute.default, x, [0, 1, 3, 2]))])
+    check(graph, [query, keys], target=target)
+    assert [step["template"] for step in lower(graph, Target.parse("host")).plan["steps"]] == ["vector product"]
