@@ -33,6 +33,7 @@ from graphc.backends.tvm.templates import (
     concatenation,
     convolution,
     depthwise,
+    depthwise_dots,
     dynamic_quantization,
     elementwise,
     matrix_product,
@@ -62,6 +63,7 @@ class Template(Protocol):
 TEMPLATES: tuple[Template, ...] = tuple(
     cast(Template, module)
     for module in (
+        depthwise_dots,
         depthwise,
         amx_convolution,
         convolution,

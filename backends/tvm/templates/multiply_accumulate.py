@@ -43,6 +43,13 @@ class MultiplyAccumulate:
         """What the packed run is padded to a multiple of."""
         return self.depth
 
+    def narrowed_to(self, lanes: int) -> MultiplyAccumulate:
+        """The same on shorter vectors, where there are fewer lanes to fill: x86 dot products have three lengths."""
+        if lanes >= self.lanes or self.name != "vpdpbusd":
+            return self
+        kept = next(count for count in (8, 4) if count <= max(lanes, 4))
+        return _dot_product("vpdpbusd", f"llvm.x86.avx512.vpdpbusd.{32 * kept}", self.left, kept, self.rows, 1)
+
     def load_left(self, buffer: tirx.Buffer, start: Expr) -> Expr:
         """The group at `start`, in every lane. An operand of the other signedness has its sign bits flipped."""
         if self.depth == 1:
