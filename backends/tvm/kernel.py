@@ -83,7 +83,8 @@ class Choice:
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A finished kernel: the function, what to pass to it (operands, then symbols), and who wrote it, with which
-    parameters. `tiles`: it uses AMX tiles, configured as model.c does."""
+    parameters. `tiles`: it uses AMX tiles, configured as model.c does; `overread`: bytes that it may read
+    behind the arena."""
 
     function: tirx.PrimFunc
     operands: tuple[Operand, ...]
@@ -93,6 +94,7 @@ class Kernel:
     workload: str = ""
     choices: Mapping[str, Choice] = field(default_factory=dict)
     tiles: bool = False
+    overread: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +189,7 @@ class KernelBuilder:
         self.ranges = around.ranges
         self.reason = ""
         self.tiles = False
+        self._overread = 0
         self._around = around
         self._tuned = around.tuned.get(workload, {})
         self._choices: dict[str, Choice] = {}
@@ -231,6 +234,7 @@ class KernelBuilder:
             self.workload,
             self._choices,
             self.tiles,
+            self._overread,
         )
 
     # -- sizes -----------------------------------------------------------------------------------
@@ -283,11 +287,15 @@ class KernelBuilder:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""
         return node in self._around.at_load
 
-    def has_slack(self, node: fx.Node) -> bool:
-        """Whether the 64 bytes behind the value may be read (nobody says what they hold): it lies in the arena."""
+    def may_overread(self, node: fx.Node, size: int) -> bool:
+        """Whether `size` bytes behind the value can be read (nobody says what they hold): it lies in the arena."""
         owner = self._around.places[node].owner
         stays = owner in self._around.at_load or any(user.op == "output" for user in owner.users)
-        return owner.op == "call_function" and not stays
+        return size == 0 or (owner.op == "call_function" and not stays)
+
+    def overread(self, size: int) -> None:
+        """Have room for `size` bytes behind the arena."""
+        self._overread = max(self._overread, size)
 
     def array(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
         """The value of a weight, or of a view of one; None where it is not known at compile time."""
@@ -339,6 +347,14 @@ class KernelBuilder:
         read, level, data = T.int32(0), T.int32(2), T.int32(1)
         name = T.llvm_lookup_intrinsic_id("llvm.prefetch")
         T.evaluate(T.call_llvm_intrin("void", name, T.address_of(buffer[offset]), read, level, data))
+
+    def aligned(self, elements: int, dtype: str) -> tirx.Buffer:
+        """A flat buffer on the stack that begins at a cache line."""
+        slack = 64 // np.dtype(dtype).itemsize
+        last = T.address_of(self.local(elements + slack, dtype)[integer(slack - 1)])
+        mask = T.llvm_lookup_intrinsic_id("llvm.ptrmask")
+        data = T.Bind(T.call_llvm_pure_intrin(mask, last, integer(-64), dtype="handle"))
+        return T.decl_buffer((elements,), dtype, data=data, scope="local")
 
     def parameter(self, name: str, default: int, options: Sequence[int]) -> int:
         """A free choice of the template, such as the rows of a tile: `default`, unless tuning found better."""

@@ -235,12 +235,8 @@ class _Memory:
         arena, arena_bytes = memory.place([memory.Lifetime(sizes[key], first[key], last[key]) for key in passing])
         self._state = dict(zip(stays, state, strict=True))
         self._arena = dict(zip(passing, arena, strict=True))
-        # Kernels may read 64 bytes beyond a value in the arena, see KernelBuilder.has_slack.
-        self.bytes_of = {
-            "arena": arena_bytes + 64 if arena_bytes else 0,
-            "state": state_bytes,
-            "weights": len(self.weights),
-        }
+        arena_bytes += max(step.kernel.overread for step in steps) if arena_bytes else 0
+        self.bytes_of = {"arena": arena_bytes, "state": state_bytes, "weights": len(self.weights)}
 
     def _key(self, operand: Operand) -> Any:
         return self._places[operand.node].owner if isinstance(operand, Value) else operand

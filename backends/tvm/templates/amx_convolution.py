@@ -1,39 +1,43 @@
-"""Integer convolutions by AMX tiles over channels-last images (implicit GEMM).
+"""Convolutions by AMX tiles over channels-last images (implicit GEMM).
 
-Neighbouring rows of a tile must lie evenly in memory, so an image is read in one of three ways:
+Neighbouring rows of a tile must lie evenly in memory. So tiles walk through an image in one of three ways, over the
+image as it lies (with its padding around it) or over a copy, whichever takes fewer cycles:
 
-as it lies   no padding, stride 1: pixels follow each other. A kernel of one pixel takes the batch for one image.
-flat         a padded copy, split by the stride into its phases, in which each tap reads consecutive pixels. Tiles run
-             across the ends of image rows, and what they compute there is dropped: one pixel a row, for the padding at
-             the right is that at the left of the next row.
-row by row   a padded copy in which tiles step by the stride: for few channels, where a kernel row is one run.
+whole    a kernel of one pixel and no padding: all pixels of the batch follow each other.
+flat     tiles run across the ends of image rows, and what they compute there is dropped. A stride splits the image
+         into phases, in each of which a tap reads consecutive pixels: a copy.
+by rows  tiles step by the stride through one image row: for few channels, of which a whole kernel row is one run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm.evaluate import At, constant
+from graphc.backends.tvm.geometry import Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
-from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
-from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, rank_of
-from graphc.backends.tvm.sizes import product
-from graphc.backends.tvm.templates.amx_tile import ROWS, Tiles, emit_tiles, integer_tiles, may_overread, refusal
-from graphc.backends.tvm.templates.convolution import Geometry
+from graphc.backends.tvm.loops import unflatten
+from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, rank_of, shape_of
+from graphc.backends.tvm.pointwise import POINTWISE
+from graphc.backends.tvm.sizes import product, simplify
+from graphc.backends.tvm.templates.amx_image import Copy
+from graphc.backends.tvm.templates.amx_tile import LANES, ROWS, Tiles, emit_tiles, integer_tiles, overread, refusal
+from graphc.backends.tvm.templates.convolution import has_halo
 from graphc.backends.tvm.templates.register_tile import Product, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
 from graphc.tensor_type import Size
 
 NAME = "convolution by AMX"
 OPERATORS = ("graphc.integer_convolution.default",)
+# Bytes that a core copies in a cycle: a load and a store of 64, and what it takes to find them.
+COPIED_BYTES = 16
 
 
 def matches(group: Group, isa: InstructionSet) -> str | None:
@@ -51,17 +55,25 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 @dataclass(frozen=True)
-class Image:
-    """The left operand. Rows of tiles are pixels of the result in `width` columns, of which `g.result` are wanted."""
+class Walk:
+    """How tiles go through the image. `joined`: one run of elements a kernel row, rather than one a tap."""
 
-    buffer: tirx.Buffer
     batch: list[Size]
-    rows: Size
+    height: int
+    width: Size
     pitch: int
-    joined: bool  # one run a kernel row rather than one a tap
+    line: int | None
+    joined: bool
     left: Callable[[list[Expr], Expr, list[Expr]], Expr]  # (batch, row, tap) -> element
-    pixel: Callable[[list[Expr], Expr], list[Expr]]  # (batch, row) -> image, y, x
-    kept: Callable[[Expr], Expr] | None = None
+    copy: Copy | None = None
+
+    def cycles(self, k: KernelBuilder, g: Geometry, tiles: Tiles) -> int:
+        """What the multiplications take, and the copy."""
+        run, taps = (g.kernel[1] * g.channels, g.kernel[0]) if self.joined else (g.channels, g.kernel[0] * g.kernel[1])
+        rows = self.width if self.line is None else (self.height - 1) * self.line + self.width
+        products = (rows + (ROWS - 1)) // ROWS * (taps * -(-run // tiles.unit) * -(-g.filters // LANES))
+        copied = product([g.batch, g.channels, *self.copy.pixels]) // COPIED_BYTES if self.copy else 0
+        return k.ranges.maximum(simplify(product([*self.batch, products]) * 16 + copied))
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
@@ -69,211 +81,134 @@ def emit(group: Group, k: KernelBuilder) -> None:
     assert anchor is not None
     g = Geometry.of(anchor)
     tiles = integer_tiles(dtype_of(g.x)).narrowed(g.filters)
-    image = as_it_lies(group, k, g, tiles) or copied(group, k, g, tiles)
-    taps = [g.kernel[0], 1 if image.joined else g.kernel[1]]
-    run = g.channels * (g.kernel[1] if image.joined else 1)
+    walk = min(walks(group, k, g, tiles), key=lambda walk: walk.cycles(k, g, tiles))
+    taps = [g.kernel[0], 1 if walk.joined else g.kernel[1]]
+    run = g.channels * (g.kernel[1] if walk.joined else 1)
 
     def element(matrix: Any, n: Any, tap: Any, j: Any) -> list[Any]:
-        row, column = (tap, j // g.channels) if image.joined else (tap // g.kernel[1], tap % g.kernel[1])
-        channel = j % g.channels if image.joined else j
+        row, column = (tap, j // g.channels) if walk.joined else (tap // g.kernel[1], tap % g.kernel[1])
+        channel = j % g.channels if walk.joined else j
         index = [n, channel + matrix * 0, row, column]
         return index if rank_of(anchor) == 4 else [*index[:2], column]
 
-    right = RightOperand(g.weight, 1, g.filters, taps[0] * taps[1], run, element, f"convolution {image.joined} False")
+    right = RightOperand(g.weight, 1, g.filters, taps[0] * taps[1], run, element, f"convolution {walk.joined} False")
     weight = right.packed(k, tiles)
     correction = right.correction(k, g.bias, -g.zero)
-
-    def left(batch: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
-        return image.left(batch, x, tap)
+    extents = [k.size(g.batch), integer(int(g.result[0])), integer(int(g.result[1]))]
+    in_line = pixels_in_line(group, k)
+    if in_line and walk.line == walk.width:  # all pixels of an image are one line
+        walk = replace(walk, height=1, width=walk.height * walk.width, line=None)
 
     def store(batch: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
-        number, row, column = image.pixel(batch, x)
+        if walk.batch:
+            number, row, column = batch[0], batch[1] if len(batch) > 1 else y, x
+        else:
+            number, row, column = [integer(0), integer(0), x] if in_line else unflatten(x, extents)
         value = total if correction is None else total + correction(n)
         store_result(group, k, [number, n, row, column] if rank_of(anchor) == 4 else [number, n, column], value)
 
-    def matrix(batch: list[Expr]) -> Expr:
-        return integer(0)
+    memory: tirx.Buffer
+    if walk.copy is None:
+        memory = k.tensor(g.x).buffer
+        k.overread(beyond(k, walk, tiles, run))
+    else:
+        memory = walk.copy.emit(group, k, g, tiles.left, beyond(k, walk, tiles, run))
+    shape = Product(
+        walk.batch,
+        walk.height,
+        walk.width,
+        g.filters,
+        taps,
+        run,
+        lambda batch, y, x, tap: walk.left(batch, x, tap),
+        lambda batch: integer(0),
+        store,
+        integer(walk.pitch),
+        walk.line,
+    )
+    emit_tiles(k, tiles, memory, weight, shape)
 
-    pitch = integer(image.pitch)
-    shape = Product(image.batch, 1, image.rows, g.filters, taps, run, left, matrix, store, pitch=pitch, kept=image.kept)
-    emit_tiles(k, tiles, image.buffer, weight, shape)
+
+def beyond(k: KernelBuilder, walk: Walk, tiles: Tiles, run: int) -> int:
+    """Bytes behind the image that tiles may read."""
+    rows = walk.width if walk.line is None else (walk.height - 1) * walk.line + walk.width
+    return overread(k, tiles, rows, run, walk.pitch)
 
 
-def as_it_lies(group: Group, k: KernelBuilder, g: Geometry, tiles: Tiles) -> Image | None:
-    """The input itself, where tiles can read it."""
-    if g.x in group.nodes or g.before != (0, 0) or g.stride != (1, 1):
-        return None
+def pixels_in_line(group: Group, k: KernelBuilder) -> bool:
+    """Whether every image of the group holds its pixels, of all the batch, one after the other."""
+    output = group.output
+    inside = group.nodes[group.nodes.index(group.anchor) + 1 :]
+    images = [value for value in (output, *group.inputs) if shape_of(value) == shape_of(output)]
+    others = [
+        value
+        for node in inside
+        for value in node.all_input_nodes
+        if value not in group.nodes and shape_of(value) != shape_of(output) and rank_of(value) > 1
+    ]
+    if others or not all(name_of(node) in POINTWISE for node in group.nodes if node is not group.anchor):
+        return False
+    for value in images:
+        strides, shape = k.strides(value), shape_of(value)
+        dims = [0, *range(2, len(shape))]
+        if any(simplify(strides[b] * shape[b] - strides[a]) != 0 for a, b in pairwise(dims)):
+            return False
+    return True
+
+
+def walks(group: Group, k: KernelBuilder, g: Geometry, tiles: Tiles) -> list[Walk]:
+    """Every way through the image that gives the right result."""
+    c, joined = g.channels, g.dilation[1] == 1
     height, width = int(g.result[0]), int(g.result[1])
-    visited = g.padded
-    if int(visited[0]) > int(g.image[0]) or int(visited[1]) > int(g.image[1]):
-        return None
-    batch_stride, channel, *rest = k.strides(g.x)
-    columns, pixels = int(g.image[1]), int(g.image[0]) * int(g.image[1])
-    even = [columns * g.channels, g.channels][-len(rest) :]
-    if channel != 1 or rest != even or not (g.channels % tiles.unit == 0 or k.has_slack(g.x)):
-        return None
-    view = k.tensor(g.x)
-    if g.kernel == (1, 1) and pixels == height * width and batch_stride == pixels * g.channels:
-        rows: Size = g.batch * pixels
-        if may_overread(k, rows):
-            return None
-        extents = [k.size(g.batch), integer(height), integer(width)]
-        return Image(
-            view.buffer,
-            [],
-            rows,
-            g.channels,
-            True,
-            lambda batch, row, tap: row * g.channels,
-            lambda batch, row: unflatten(row, extents),
-        )
-    rows = (height - 1) * columns + width
-    if rows < ROWS:
-        return None
-
-    def left(batch: list[Expr], row: Expr, tap: list[Expr]) -> Expr:
-        pixel = row + tap[0] * (g.dilation[0] * columns) + tap[1] * g.dilation[1]
-        return batch[0] * k.size(batch_stride) + pixel * g.channels
-
-    joined = g.dilation[1] == 1
-    return Image(view.buffer, [g.batch], rows, g.channels, joined, left, *_flat(columns, width))
-
-
-def _flat(columns: int, width: int) -> tuple[Any, Any]:
-    """`pixel` and `kept` of rows that run through an image of `columns`, of which the first `width` are wanted."""
-
-    def pixel(batch: list[Expr], row: Expr) -> list[Expr]:
-        return [batch[0], T.truncdiv(row, integer(columns)), T.truncmod(row, integer(columns))]
-
-    return pixel, None if columns == width else lambda row: T.truncmod(row, integer(columns)) < width
-
-
-def copied(group: Group, k: KernelBuilder, g: Geometry, tiles: Tiles) -> Image:
-    """A padded copy, flat or row by row, whichever takes fewer multiplications."""
-    height, width = int(g.result[0]), int(g.result[1])
-    flat = Copy.flat(g)
-    narrow = Copy.row_by_row(g)
-
-    def steps(taps: int, run: int) -> int:
-        return taps * -(-run // tiles.unit)
-
-    joined = g.dilation[1] == 1 and g.stride[1] == 1
-    area = g.kernel[0] * g.kernel[1]
-    by_tap = steps(g.kernel[0], g.kernel[1] * g.channels) if joined else steps(area, g.channels)
-    rows = (height - 1) * flat.columns + width
-    cost = -(-rows // ROWS) * by_tap
-    by_row = height * -(-width // ROWS) * steps(g.kernel[0], g.kernel[1] * g.channels)
-    c = g.channels
-    if g.dilation[1] == 1 and by_row < cost:
-        buffer = narrow.emit(group, k, g, tiles, 2 * ROWS * g.stride[1])
-
-        def left_by_row(batch: list[Expr], row: Expr, tap: list[Expr]) -> Expr:
-            y = batch[1] * g.stride[0] + tap[0] * g.dilation[0]
-            return ((batch[0] * narrow.lines + y) * narrow.columns + row * g.stride[1]) * c
-
-        return Image(
-            buffer,
-            [g.batch, height],
-            width,
-            g.stride[1] * c,
-            True,
-            left_by_row,
-            lambda batch, row: [batch[0], batch[1], row],
-        )
-    buffer = flat.emit(group, k, g, tiles, 2 * ROWS)
+    found = []
+    if g.x not in group.nodes and (not g.needs_padding or has_halo(k, g)) and k.strides(g.x)[1] == 1:
+        batch, _, *rest = k.strides(g.x)
+        row, column = int(rest[0]) if len(rest) == 2 else int(g.image[1]) * c, int(rest[-1])
+        place = (batch, row, column, -g.before[0] * row - g.before[1] * column)
+        if g.kernel == g.stride == (1, 1) and column == c and row == width * c and batch == row * height:
+            found.append(Walk([], 1, g.batch * (height * width), c, None, True, lambda batch, x, tap: x * c))
+        elif g.stride == (1, 1) and column == c and row % c == 0:
+            found.append(_walk_flat(k, g, place, joined))
+        if column == c or not joined:
+            found.append(_walk_by_rows(k, g, place, joined))
+        found = [
+            walk for walk in found if k.may_overread(g.x, beyond(k, walk, tiles, g.kernel[1] * c if joined else c))
+        ]
+    lines, columns = int(g.padded[0]), int(g.padded[1])
+    rows = Copy((1, 1), lines, columns)
+    found.append(_walk_by_rows(k, g, (lines * columns * c, columns * c, c, 0), joined, rows))
+    phases = Copy.in_phases(g)
     (down, across), (y_step, x_step) = g.stride, g.dilation
 
-    def left(batch: list[Expr], row: Expr, tap: list[Expr]) -> Expr:
-        y, x = tap[0] * y_step, tap[1] * x_step
-        phase = T.truncmod(y, integer(down)) * across + T.truncmod(x, integer(across))
-        line = (batch[0] * (down * across) + phase) * flat.lines + T.truncdiv(y, integer(down))
-        return (line * flat.columns + T.truncdiv(x, integer(across)) + row) * c
+    def left(batch: list[Expr], x: Expr, tap: list[Expr]) -> Expr:
+        y_tap, x_tap = tap[0] * y_step, tap[1] * x_step
+        phase = T.truncmod(y_tap, integer(down)) * across + T.truncmod(x_tap, integer(across))
+        line = (batch[0] * (down * across) + phase) * phases.lines + T.truncdiv(y_tap, integer(down))
+        return (line * phases.columns + T.truncdiv(x_tap, integer(across)) + x) * c
 
-    return Image(buffer, [g.batch], rows, c, joined, left, *_flat(flat.columns, width))
+    found.append(Walk([g.batch], height, width, c, phases.columns, joined and across == 1, left, phases))
+    return found
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A padded channels-last copy: [batch, phases down, phases across, lines, columns, channels]."""
+Place = tuple[Size, int, int, int]  # strides of the batch, rows and columns, and where the first tap begins
 
-    phases: tuple[int, int]
-    lines: int
-    columns: int
 
-    @staticmethod
-    def flat(g: Geometry) -> Copy:
-        reach = [(taps - 1) * step // jump for taps, step, jump in zip(g.kernel, g.dilation, g.stride, strict=True)]
-        lines, columns = int(g.result[0]) + reach[0], int(g.result[1]) + reach[1]
-        if g.stride[1] == 1:  # the next line's left padding serves as the right one, behind the last line as well
-            margin = g.before[1]
-            columns = max(columns - margin, margin + min(int(g.image[1]), columns - margin))
-            lines += margin > 0
-        return Copy(g.stride, lines, columns)
+def _walk_flat(k: KernelBuilder, g: Geometry, place: Place, joined: bool) -> Walk:
+    image, row, column, origin = place
 
-    @staticmethod
-    def row_by_row(g: Geometry) -> Copy:
-        return Copy((1, 1), int(g.padded[0]), int(g.padded[1]))
+    def left(batch: list[Expr], x: Expr, tap: list[Expr]) -> Expr:
+        start = tap[0] * (g.dilation[0] * row) + (tap[1] * g.dilation[1] + x) * column
+        return batch[0] * k.size(image) + start + origin
 
-    def emit(self, group: Group, k: KernelBuilder, g: Geometry, tiles: Tiles, slack: int) -> tirx.Buffer:
-        """Write the copy, `slack` pixels before the end of its memory."""
-        shape = (g.batch, *self.phases, self.lines, self.columns, g.channels)
-        buffer = k.workspace(product(shape) + slack * g.channels, tiles.left)
-        phases = [(down, across) for down in range(self.phases[0]) for across in range(self.phases[1])]
-        used = {
-            (y * g.dilation[0] % self.phases[0], x * g.dilation[1] % self.phases[1]) for y, x in np.ndindex(*g.kernel)
-        }
-        nought = constant(g.zero, tiles.left)
-        lanes = k.isa.lanes(tiles.left)
-        dense = g.x not in group.nodes and k.strides(g.x)[1] == 1 and k.strides(g.x)[-1] == g.channels
+    return Walk([g.batch], int(g.result[0]), int(g.result[1]), column, row // column, joined, left)
 
-        def fill(start: Expr, pixels: int) -> None:
-            vector_loop(k, pixels * g.channels, lanes, lambda i: T.buffer_store(buffer, nought, [start + i]))
 
-        def line(n: Expr, y: Expr, start: Expr, across: int) -> None:
-            """One line: columns first..last of it hold pixels of the image."""
-            jump = self.phases[1]
-            first = -(-(g.before[1] - across) // jump) if g.before[1] > across else 0
-            last = min(self.columns, -(-(int(g.image[1]) + g.before[1] - across) // jump))
-            fill(start, first)
-            fill(start + last * g.channels, self.columns - last)
-            x = first * jump + across - g.before[1]
-            target = start + first * g.channels
-            if jump == 1 and dense:
-                view = k.tensor(g.x)
-                source = view.offset(index(n, integer(0), y, integer(x)))
-                vector_loop(
-                    k,
-                    (last - first) * g.channels,
-                    lanes,
-                    lambda i: T.buffer_store(buffer, view.buffer[source + i], [target + i]),
-                )
-                return
-            with k.loop(last - first) as column:
-                begin = target + column * g.channels
-                vector_loop(
-                    k,
-                    g.channels,
-                    lanes if k.strides(g.x)[1] == 1 else 1,
-                    lambda c: T.buffer_store(
-                        buffer, At(k, group.nodes)(g.x, index(n, c, y, x + column * jump)), [begin + c]
-                    ),
-                )
+def _walk_by_rows(k: KernelBuilder, g: Geometry, place: Place, joined: bool, copy: Copy | None = None) -> Walk:
+    image, row, column, origin = place
 
-        def index(n: Expr, c: Expr, y: Expr, x: Expr) -> list[Expr]:
-            return [n, c, y, x] if rank_of(g.x) == 4 else [n, c, x]
+    def left(batch: list[Expr], x: Expr, tap: list[Expr]) -> Expr:
+        y = batch[1] * g.stride[0] + tap[0] * g.dilation[0]
+        return batch[0] * k.size(image) + y * row + (x * g.stride[1] + tap[1] * g.dilation[1]) * column + origin
 
-        parallel = k.ranges.maximum(product(shape)) >= PARALLEL_WORK
-        with k.loop(k.size(g.batch) * self.lines, parallel) as flat:
-            n, number = unflatten(flat, [k.size(g.batch), integer(self.lines)])
-            for down, across in phases:
-                if (down, across) not in used:
-                    continue
-                position = (n * self.phases[0] + down) * self.phases[1] + across
-                start = T.Bind((position * self.lines + number) * (self.columns * g.channels))
-                y = T.Bind(number * self.phases[0] + (down - g.before[0]))
-                with T.If(T.And(y >= 0, y < int(g.image[0]))):
-                    with T.Then():
-                        line(n, y, start, across)
-                    with T.Else():
-                        fill(start, self.columns)
-        return buffer
+    step = g.stride[1] * column
+    return Walk([g.batch, g.result[0]], 1, int(g.result[1]), step, None, joined, left, copy)

@@ -11,7 +11,7 @@ from graphc.backends.tvm.kernel import KernelBuilder, TensorView
 from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import dtype_of, is_stored, name_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product
-from graphc.backends.tvm.templates.amx_tile import ROWS, Tiles, emit_tiles, integer_tiles, may_overread, refusal
+from graphc.backends.tvm.templates.amx_tile import ROWS, Tiles, emit_tiles, integer_tiles, overread, refusal
 from graphc.backends.tvm.templates.matrix_product import Operands, columns_of, emit_by
 from graphc.tensor_type import Size
 
@@ -43,11 +43,14 @@ def emit(group: Group, k: KernelBuilder) -> None:
 def left_view(group: Group, k: KernelBuilder, o: Operands, tiles: Tiles, rows: Size) -> TensorView:
     """The left operand as it lies, or a copy behind which whole tiles can be read."""
     node = o.left
-    shape = shape_of(node)
-    whole = int(shape[-1]) % tiles.unit == 0 or k.has_slack(node)
-    if node not in group.nodes and whole and k.strides(node)[-1] == 1 and not may_overread(k, rows):
-        return k.tensor(node)
-    buffer = k.workspace(product(shape) + 2 * ROWS * int(shape[-1]), tiles.left)
+    shape, run = shape_of(node), int(shape_of(node)[-1])
+    beyond = overread(k, tiles, rows, run, run)
+    if node not in group.nodes and k.strides(node)[-1] == 1:
+        in_place = overread(k, tiles, rows, run, k.ranges.maximum(k.strides(node)[-2]))
+        if k.may_overread(node, in_place):
+            k.overread(in_place)
+            return k.tensor(node)
+    buffer = k.workspace(product(shape) + beyond, tiles.left)
     copy = TensorView(buffer, shape, tuple(k.size(step) for step in contiguous(shape)), tiles.left)
     nest(k, shape, lambda index: copy.store(index, At(k, group.nodes)(node, index)), k.isa.lanes(tiles.left))
     return copy

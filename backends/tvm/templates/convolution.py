@@ -104,7 +104,7 @@ def source_image(
     row = strides[2] if len(strides) == 4 else 0
     fits = mac.reads(dtype_of(g.x)) and run % mac.depth == 0 and (channel == 1 or (mac.depth == 1 and not joined))
     in_line = not joined or g.kernel[1] == 1 or column == g.channels
-    at_hand = not g.needs_padding or _has_halo(k, g)
+    at_hand = not g.needs_padding or has_halo(k, g)
     if g.x not in group.nodes and at_hand and channel == 1 and fits and in_line:
         view = k.tensor(g.x)
         steps = tuple(k.size(s) for s in (batch, channel, row, column))
@@ -118,7 +118,7 @@ def source_image(
     return copy
 
 
-def _has_halo(k: KernelBuilder, g: Geometry) -> bool:
+def has_halo(k: KernelBuilder, g: Geometry) -> bool:
     """Whether everything that the kernel visits lies in memory around the input."""
     halo = k.halo(g.x)
     if halo is None or halo.fill != g.zero or g.spread != (1, 1):

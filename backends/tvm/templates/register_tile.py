@@ -36,8 +36,8 @@ class Product:
     """A matrix product. Sizes may be symbolic, `taps` are numbers.
 
     left(batch, y, x, tap): where the run of elements of one row and tap starts. matrix(batch): which right operand.
-    store(batch, y, x, n, sum): takes one result. pitch: elements from one row of the left operand to the next, where
-    they lie evenly; kept(x): whether a row is wanted at all (both for tiles, which read 16 rows at once).
+    store(batch, y, x, n, sum): takes one result. For tiles, which read 16 rows at once: `pitch` elements lie between
+    neighbouring rows on the left, and from one image row to the next it is `line` rows (None: there is one image row).
     """
 
     batch: Sequence[Size]
@@ -50,7 +50,7 @@ class Product:
     matrix: Callable[[list[Expr]], Expr]
     store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None]
     pitch: Expr | None = None
-    kept: Callable[[Expr], Expr] | None = None
+    line: int | None = None
 
 
 class Packing(Protocol):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 import graphc.operators  # noqa: F401  (registers torch.ops.graphc)
 from graphc.errors import TargetError
@@ -72,6 +73,25 @@ def test_images_are_read_with_few_multiplications(check, amx, channels, size, fi
     amx.counts()
     check(graph, [activations(1, channels, size, size)], target="x86-64:amx")
     assert amx.counts()["tdpbssd"] == products
+
+
+@pytest.mark.parametrize("size", [8, 13])
+def test_results_with_padding_around_them(check, size):
+    """A stride of one-pixel kernels, residual sums and batches, all between images that are stored with padding."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 64, 3, 1, 1), nn.Conv2d(64, 72, 1, 2)
+            self.c, self.d = nn.Conv2d(72, 72, 3, 1, 1), nn.Conv2d(72, 24, 3, 2, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.b(self.a(x)))
+            return self.d(torch.relu(x + self.c(x)))
+
+    inputs = (torch.randn(2, 3, size, size),)
+    graph = pipeline("int8").run(trace(Blocks().eval(), inputs), PassContext(calibration=[inputs]), ())
+    check(graph, inputs, target="x86-64:amx", rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "mobilenet_v2"])
