@@ -16,7 +16,7 @@ from importlib import import_module
 import graphc
 from graphc.errors import GraphcError
 
-VERBS = ("compile", "show", "run", "report", "tune", "latency", "passes", "targets", "doctor")
+VERBS = ("compile", "show", "run", "report", "bench", "tune", "latency", "passes", "targets", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,12 @@ def link_runner(triple: str, output: Path) -> None:
     _zig("cc", "-target", triple, *_WARNINGS, "-static", "-s", "-O2", *map(str, sources), "-o", str(output))
 
 
+def link_library(triple: str, source: Path, output: Path) -> None:
+    """Link one file into a shared object of its own, which exports what the file says is visible."""
+    flags = ("-shared", "-nostdlib", "-fPIC", "-fvisibility=hidden", "-s", "-O2")
+    _zig("cc", "-target", triple, *_WARNINGS, *flags, str(source), "-o", str(output))
+
+
 def link_plugin(source: Path, output: Path) -> None:
     """Link a plugin of an emulator that runs on this machine, which provides its undefined symbols."""
     triple = f"{platform.machine()}-linux-gnu"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphc.tools.zoo import gpt, resnet
+from graphc.tools.zoo.benchmarks import Run
 from graphc.tools.zoo.catalog import MODELS, Entry
 
 Inputs = tuple[Tensor, ...]
@@ -18,26 +19,33 @@ CONTEXT = 64  # tokens in the key-value cache of a decoding step
 
 @dataclass(frozen=True)
 class Workload:
-    """`build()` gives the network in evaluation mode, `inputs(batch)` a call's inputs, `calibration()` such inputs with
-    a batch of one. `kind` is "vision", "text" or "decode": it says which precisions and settings suit."""
+    """`build()` gives the network in evaluation mode, `inputs(batch)` a call's inputs, `calibration()` items of inputs,
+    each a batch of one. `kind` says how it is best quantized: "static" (weights and activations, ahead of time), "text"
+    (a transformer), "decode" (weights alone). `evaluate(run, limit, batch)` is the `metric` on real data, if there are.
+    """
 
     name: str
     kind: str
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Inputs]
     calibration: Callable[[], list[Inputs]]
-    batches: tuple[int, ...] = (1,)
+    evaluate: Callable[[Run, int | None, int | None], float] | None = None
+    metric: str = ""
 
-    def operations(self, batch: int) -> int:
-        """Multiplications and additions of one call."""
+    def cost(self, batch: int) -> tuple[int, int]:
+        """Multiplications and additions of one call, and how many weights they read (each once)."""
         network = self.build()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(*self.inputs(batch))
-        return int(counter.get_total_flops())
+        tables = (nn.Embedding, nn.LayerNorm, nn.BatchNorm2d)
+        layers = (module for module in network.modules() if not isinstance(module, tables))
+        weights = sum(weight.numel() for module in layers for weight in module.parameters(recurse=False))
+        return int(counter.get_total_flops()), weights
 
 
-def _of_zoo(name: str, kind: str, entry: Entry, batches: tuple[int, ...] = (1,)) -> Workload:
-    return Workload(name, kind, entry.build, entry.example_inputs, lambda: list(entry.calibration(128, 1)), batches)
+def _of_zoo(name: str, kind: str, entry: Entry) -> Workload:
+    calibration = lambda: list(entry.calibration(64, 1))  # noqa: E731
+    return Workload(name, kind, entry.build, entry.example_inputs, calibration, entry.evaluate, entry.metric)
 
 
 def _resnet50() -> nn.Module:
@@ -68,21 +76,37 @@ def _decode_inputs(seeds: Sequence[int]) -> list[Inputs]:
     return found
 
 
+def _gemm_inputs(seed: int) -> Inputs:
+    return (torch.randn(1024, 1024, generator=torch.Generator().manual_seed(seed)),)
+
+
+def _gemm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(1024, 1024, bias=False).eval()
+
+
 _IMAGES = MODELS["resnet18"]
 
 WORKLOADS = {
     work.name: work
     for work in (
-        _of_zoo("resnet18", "vision", _IMAGES, (1, 8)),
-        Workload(
-            "resnet50", "vision", _resnet50, _IMAGES.example_inputs, lambda: list(_IMAGES.calibration(64, 1)), (1, 8)
-        ),
-        _of_zoo("mobilenet_v2", "vision", MODELS["mobilenet_v2"], (1, 8)),
-        _of_zoo("resnet20", "vision", MODELS["resnet20_jpeg"]),
+        _of_zoo("resnet18", "static", _IMAGES),
+        Workload("resnet50", "static", _resnet50, _IMAGES.example_inputs, lambda: list(_IMAGES.calibration(64, 1))),
+        _of_zoo("mobilenet_v2", "static", MODELS["mobilenet_v2"]),
+        _of_zoo("resnet20", "static", MODELS["resnet20_jpeg"]),
         _of_zoo("minilm", "text", MODELS["minilm"]),
         Workload(
-            "decode", "decode", gpt.random_step, lambda batch: _decode_inputs([0])[0],
+            "decode",
+            "decode",
+            gpt.random_step,
+            lambda batch: _decode_inputs([0])[0],
             lambda: _decode_inputs(range(1, 5)),
         ),
+        Workload(
+            "gemm", "static", _gemm, lambda batch: _gemm_inputs(0), lambda: [_gemm_inputs(seed) for seed in range(1, 9)]
+        ),
     )
-}  # fmt: skip
+}
+
+# What a batch above one means something for.
+BATCHED = ("resnet18", "resnet50", "mobilenet_v2")

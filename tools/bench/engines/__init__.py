@@ -1,19 +1,56 @@
 """The engines of the bench, one file each.
 
-An engine's module has
+An engine's module is imported only in a process of its own. It has
 
-    PRECISIONS                              {kind of workload: names of the precisions it runs at}
-    prepare(work, batch, precision, folder) what is slow and does not depend on the threads: converts, calibrates;
-                                            leaves files in the folder
-    load(work, batch, precision, threads, folder) -> Run
+    prepare(case)               what is slow and does not depend on the threads: leaves files in the case's folder
+    load(case) -> Bind          makes the model ready to run on the case's threads
+    reference(case) -> outputs  optional, where weights have few bits: what PyTorch computes with the weights as stored
 
-and is imported only in a process of its own. A Run is called without arguments and returns the outputs of the
-workload's inputs, in the order of the torch module, as arrays or tensors.
+Bind takes a call's inputs and returns a Run, which is called without arguments and returns the outputs, in the order of
+the torch module, as arrays or tensors. What can be done to the inputs beforehand, an engine does when it binds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 Run = Callable[[], list[Any]]
+Bind = Callable[[tuple[Tensor, ...]], Run]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`package` is the distribution whose version is stated; `precisions` are those of each kind of workload.
+
+    Precisions of few bits name the nominal width: "int4" is any 4-bit format with scales of groups.
+    """
+
+    name: str
+    package: str
+    module: str
+    precisions: Mapping[str, tuple[str, ...]]
+
+
+def _engine(name: str, package: str, module: str, static: str, text: str, decode: str) -> Engine:
+    precisions = {"static": static, "text": text, "decode": decode}
+    kinds = {kind: tuple(names.split()) for kind, names in precisions.items()}
+    return Engine(name, package, f"{__name__}.{module}", kinds)
+
+
+EAGER = _engine("torch eager", "torch", "eager", "fp32", "fp32", "fp32")
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        _engine("graphc", "graphc", "compiled", "fp32 int8", "fp32 int8", "fp32"),
+        _engine("ONNX Runtime", "onnxruntime", "onnxruntime", "fp32 int8", "fp32 int8", "fp32 int8 int4"),
+        _engine("OpenVINO", "openvino", "openvino", "fp32 bf16 int8", "fp32 bf16 int8", "fp32 bf16 int8 int4"),
+        _engine("Inductor", "torch", "inductor", "fp32 bf16", "fp32 bf16", "fp32 bf16"),
+        _engine("ExecuTorch", "executorch", "executorch", "fp32 int8", "fp32 int8", "fp32"),
+        _engine("llama.cpp", "llama-cpp-python", "llama_cpp", "", "", "bf16 int8 int4 int2"),
+        EAGER,
+    )
+}

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from graphc.tools.bench.engines import Run
-from graphc.tools.bench.workloads import Workload
-
-PRECISIONS = {"vision": ("fp32",), "text": ("fp32",), "decode": ("fp32",)}
+from graphc.tools.bench.case import Case
+from graphc.tools.bench.engines import Bind, Run
 
 
-def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
+def prepare(case: Case) -> None:
     """Nothing to do."""
 
 
-def load(work: Workload, batch: int, precision: str, threads: int, folder: Path) -> Run:
-    torch.set_num_threads(threads)
-    network, inputs = work.build(), work.inputs(batch)
+def load(case: Case) -> Bind:
+    torch.set_num_threads(case.threads)
+    return binding(case.work.build())
 
-    @torch.inference_mode()
-    def run() -> list[torch.Tensor]:
-        outputs = network(*inputs)
-        return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
-    return run
+def binding(network: Callable[..., Any]) -> Bind:
+    """Runs of a torch module, or of what was compiled from one."""
+
+    def bind(inputs: tuple[torch.Tensor, ...]) -> Run:
+        @torch.inference_mode()
+        def run() -> list[torch.Tensor]:
+            outputs = network(*inputs)
+            return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+        return run
+
+    return bind

@@ -1,47 +1,41 @@
-"""torch.compile with Inductor: weights frozen; fp32, or bf16 by converting the network."""
+"""torch.compile with Inductor: weights frozen, templates tuned; fp32, or bf16 by converting the network."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
-from graphc.tools.bench.engines import Run
-from graphc.tools.bench.workloads import Workload
-
-PRECISIONS = {"vision": ("fp32", "bf16"), "text": ("fp32", "bf16"), "decode": ("fp32", "bf16")}
+from graphc.tools.bench.case import Case
+from graphc.tools.bench.engines import Bind, Run, eager
 
 
-def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
+def prepare(case: Case) -> None:
     """Nothing to do: the code depends on the threads. What `load` compiles is kept in the folder."""
 
 
-def load(work: Workload, batch: int, precision: str, threads: int, folder: Path) -> Run:
+def load(case: Case) -> Bind:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(case.folder / f"{case.threads} threads")
     from torch._inductor import config
 
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"{threads} threads")
-    torch.set_num_threads(threads)
     config.freezing = True
     config.max_autotune = True
-    config.cpp.weight_prepack = True
-    network, inputs = work.build(), work.inputs(batch)
-    if work.kind == "vision":
+    torch.set_num_threads(case.threads)
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    network = case.work.build().to(dtype)
+    if any(x.dim() == 4 for x in case.inputs):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        inputs = tuple(x.to(memory_format=torch.channels_last) for x in inputs)
-    if precision == "bf16":
-        network = network.bfloat16()
-        inputs = tuple(x.bfloat16() if x.is_floating_point() else x for x in inputs)
     compiled = torch.compile(network)
 
-    @torch.inference_mode()
-    def run() -> list[torch.Tensor]:
-        outputs = compiled(*inputs)
-        return list(outputs) if isinstance(outputs, tuple) else [outputs]
+    def bind(inputs: tuple[torch.Tensor, ...]) -> Run:
+        run = eager.binding(compiled)(tuple(_convert(x, dtype) for x in inputs))
+        run()
+        return run
 
-    run()
-    return run
+    return bind
 
 
-def version() -> str:
-    return str(torch.__version__)
+def _convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if not x.is_floating_point():
+        return x
+    return x.to(dtype, memory_format=torch.channels_last) if x.dim() == 4 else x.to(dtype)

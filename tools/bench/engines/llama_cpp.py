@@ -7,18 +7,17 @@ same tokens, and keeps them as f16; before each timed step the last token is tak
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
+import torch
 
-from graphc.tools.bench.engines import Run
-from graphc.tools.bench.workloads import CONTEXT, Workload, decode_tokens
+from graphc.tools.bench.case import Case
+from graphc.tools.bench.engines import Bind
+from graphc.tools.bench.workloads import CONTEXT, decode_tokens
 from graphc.tools.zoo import gpt
-
-PRECISIONS = {"decode": ("bf16", "int8", "int4", "int2")}
 
 _TYPES = {
     "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
@@ -45,8 +44,8 @@ _OUTER = {
 }
 
 
-def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
-    source = folder / "float.gguf"
+def prepare(case: Case) -> None:
+    source = case.folder / "float.gguf"
     writer = gguf.GGUFWriter(source, "gpt2")
     writer.add_block_count(gpt.LAYERS)
     writer.add_context_length(gpt.POSITIONS)
@@ -57,17 +56,32 @@ def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
     writer.add_vocab_size(gpt.VOCABULARY)
     writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for name, tensor in work.build().state_dict().items():
+    for name, tensor in case.work.build().state_dict().items():
         writer.add_tensor(_rename(name), tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     options = llama_cpp.llama_model_quantize_default_params()
-    options.ftype, options.pure, options.nthread = _TYPES[precision], True, 2
-    if llama_cpp.llama_model_quantize(bytes(source), bytes(folder / "model.gguf"), ctypes.byref(options)):
+    options.ftype, options.pure, options.nthread = _TYPES[case.precision], True, 2
+    if llama_cpp.llama_model_quantize(bytes(source), bytes(case.folder / "model.gguf"), ctypes.byref(options)):
         raise RuntimeError("llama_model_quantize failed")
     source.unlink()
+
+
+def reference(case: Case) -> list[torch.Tensor]:
+    """The logits by PyTorch, of the network with the weights that the file holds; so is its context."""
+    network = case.work.build()
+    assert isinstance(network, gpt.DecodingStep)
+    stored = {item.name: item for item in gguf.GGUFReader(case.folder / "model.gguf").tensors}
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            item = stored[_rename(name)]
+            tensor.copy_(torch.from_numpy(gguf.dequantize(item.data, item.tensor_type)).view(tensor.shape))
+        *context, token = decode_tokens(0)
+        past = gpt.past(network, torch.stack(context))
+        logits: torch.Tensor = network(token.view(1, 1), torch.tensor([CONTEXT]), *past)[0]
+    return [logits]
 
 
 def _rename(name: str) -> str:
@@ -78,15 +92,17 @@ def _rename(name: str) -> str:
     return name
 
 
-def load(work: Workload, batch: int, precision: str, threads: int, folder: Path) -> Run:
+def load(case: Case) -> Bind:
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(bytes(folder / "model.gguf"), llama_cpp.llama_model_default_params())
+    model = llama_cpp.llama_model_load_from_file(
+        bytes(case.folder / "model.gguf"), llama_cpp.llama_model_default_params()
+    )
     options = llama_cpp.llama_context_default_params()
-    options.n_ctx, options.n_threads, options.n_threads_batch = 2 * CONTEXT, threads, threads
+    options.n_ctx, options.n_threads, options.n_threads_batch = 2 * CONTEXT, case.threads, case.threads
     context = llama_cpp.llama_init_from_model(model, options)
     if not model or not context:
         raise RuntimeError("llama.cpp refused the model")
-    *past, token = decode_tokens(0).tolist()
+    *past, token = decode_tokens(0).tolist()  # those of the inputs, whatever `bind` is given
     memory = llama_cpp.llama_get_memory(context)
     _decode(context, (llama_cpp.llama_token * CONTEXT)(*past))
     tokens = (llama_cpp.llama_token * 1)(token)
@@ -96,13 +112,9 @@ def load(work: Workload, batch: int, precision: str, threads: int, folder: Path)
         _decode(context, tokens)
         return [np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (1, 1, gpt.VOCABULARY))]
 
-    return run
+    return lambda inputs: run
 
 
 def _decode(context: Any, tokens: Any) -> None:
     if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(tokens))):
         raise RuntimeError("llama_decode failed")
-
-
-def version() -> str:
-    return str(llama_cpp.__version__)

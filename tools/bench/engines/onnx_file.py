@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from graphc.tools.bench.workloads import Workload
+from graphc.tools.bench.case import Case
 
 
-def export(work: Workload, batch: int, path: Path) -> None:
-    """Write the network with its shapes fixed, weights inside or (above 1.5 GB) beside the file."""
+def export(case: Case, path: Path) -> None:
+    """Write the network with its shapes fixed and its weights inside."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(work.build(), work.inputs(batch), dynamo=True, optimize=True, verbose=False)
+        program = torch.onnx.export(case.work.build(), case.inputs, dynamo=True, optimize=True, verbose=False)
         assert program is not None
         program.save(str(path), external_data=False)

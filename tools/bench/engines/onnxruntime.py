@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
+import torch
 from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions, quantization
 
-from graphc.tools.bench.engines import Run, onnx_file
-from graphc.tools.bench.workloads import Workload
-
-PRECISIONS = {"vision": ("fp32", "int8"), "text": ("fp32", "int8"), "decode": ("fp32", "int8", "int4")}
+from graphc.tools.bench.case import Case
+from graphc.tools.bench.engines import Bind, Run, onnx_file
 
 
 class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -24,23 +22,23 @@ class _Batches(quantization.CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {n: x.numpy() for n, x in zip(self.names, batch, strict=True)}
 
 
-def prepare(work: Workload, batch: int, precision: str, folder: Path) -> None:
-    source, result = folder / "float.onnx", folder / "model.onnx"
-    onnx_file.export(work, batch, source)
-    if precision == "fp32":
-        if work.kind == "text":
+def prepare(case: Case) -> None:
+    source, result = case.folder / "float.onnx", case.folder / "model.onnx"
+    onnx_file.export(case, source)
+    if case.precision == "fp32":
+        if case.work.kind == "text":
             _fuse_transformer(source)
         source.rename(result)
-    elif precision == "int4":
+    elif case.precision == "int4":
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         quantizer = MatMulNBitsQuantizer(onnx.load(str(source)), block_size=32, is_symmetric=True, accuracy_level=4)
         quantizer.process()
         onnx.save(quantizer.model.model, str(result))
-    elif work.kind == "vision":
-        _quantize_statically(work, batch, source, result)
+    elif case.work.kind == "static":
+        _quantize_statically(case, source, result)
     else:
-        if work.kind == "text":
+        if case.work.kind == "text":
             _fuse_transformer(source)
         # As its documentation advises for transformers; activations get their scales at run time.
         quantization.quantize_dynamic(source, result, per_channel=True, weight_type=quantization.QuantType.QInt8)
@@ -55,7 +53,7 @@ def _fuse_transformer(path: Path) -> None:
     fused.save_model_to_file(str(path))
 
 
-def _quantize_statically(work: Workload, batch: int, source: Path, result: Path) -> None:
+def _quantize_statically(case: Case, source: Path, result: Path) -> None:
     """QDQ, weights per channel, as its documentation advises for CPUs."""
     # Optimized before it is quantized: else ONNX Runtime uses few of its integer kernels and is five times slower.
     options = SessionOptions()
@@ -63,23 +61,22 @@ def _quantize_statically(work: Workload, batch: int, source: Path, result: Path)
     optimized = source.with_name("optimized.onnx")
     options.optimized_model_filepath = str(optimized)
     names = [item.name for item in InferenceSession(source, options, providers=["CPUExecutionProvider"]).get_inputs()]
-    repeated = [tuple(x.repeat(batch, *[1] * (x.dim() - 1)) for x in inputs) for inputs in work.calibration()]
     quantization.quantize_static(
-        optimized, result, _Batches(names, repeated[: max(8, 64 // batch)]), quant_format=quantization.QuantFormat.QDQ,
+        optimized, result, _Batches(names, case.calibration()), quant_format=quantization.QuantFormat.QDQ,
         per_channel=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
     )  # fmt: skip
     optimized.unlink()
 
 
-def load(work: Workload, batch: int, precision: str, threads: int, folder: Path) -> Run:
+def load(case: Case) -> Bind:
     options = SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = case.threads
     options.inter_op_num_threads = 1
-    session = InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    session = InferenceSession(case.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
-    feeds = {name: x.numpy() for name, x in zip(names, work.inputs(batch), strict=True)}
-    return lambda: list(session.run(None, feeds))
 
+    def bind(inputs: tuple[torch.Tensor, ...]) -> Run:
+        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return lambda: list(session.run(None, feeds))
 
-def version() -> str:
-    return str(onnxruntime.__version__)
+    return bind
