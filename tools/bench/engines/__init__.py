@@ -51,6 +51,8 @@ ENGINES = {
         _engine("Inductor", "torch", "inductor", "fp32 bf16", "fp32 bf16", "fp32 bf16"),
         _engine("ExecuTorch", "executorch", "executorch", "fp32 int8", "fp32 int8", "fp32"),
         _engine("llama.cpp", "llama-cpp-python", "llama_cpp", "", "", "bf16 int8 int4 int2"),
+        _engine("IREE", "iree-base-compiler", "iree", "fp32", "fp32", "fp32"),
+        _engine("TVM untuned", "apache-tvm", "tvm", "fp32", "fp32", "fp32"),
         EAGER,
     )
 }

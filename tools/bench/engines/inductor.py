@@ -15,7 +15,7 @@ def prepare(case: Case) -> None:
 
 
 def load(case: Case) -> Bind:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(case.folder / f"{case.threads} threads")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(case.folder / f"threads-{case.threads}")
     from torch._inductor import config
 
     config.freezing = True
