@@ -71,6 +71,7 @@ def measure(
             say("measuring the machine's peaks")
             peaks = measurement.peaks(group.threads)
             entries = measurement.measure(group, work.kind, engines, cache, rounds, log, say)
+            after = measurement.peaks(group.threads)
             operations, weights = work.cost(group.batch)
             kept[key(names(group))] = {
                 **names(group),
@@ -78,7 +79,7 @@ def measure(
                 "versions": versions,
                 "operations": operations,
                 "weights": weights,
-                "peaks": peaks,
+                "peaks": {name: max(value, after[name]) for name, value in peaks.items()},
                 "metric": work.metric,
                 "entries": entries,
             }
