@@ -10,10 +10,10 @@ from torch import Tensor
 def expand_2_4(values: Tensor, positions: Tensor) -> Tensor:
     """Two of every four elements, the others nought (Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021).
 
-    values: f32 [..., K / 2]; positions: uint8 of the same shape, each element's place among its four: 0 to 3, different
-    for the two of one group. Returns f32 [..., K].
+    values: f16 or f32 [..., K / 2]; positions: uint8 of the same shape, each element's place among its four: 0 to 3,
+    different for the two of one group. Returns f32 [..., K].
     """
-    pairs = values.unflatten(-1, (-1, 2))
+    pairs = values.to(torch.float32).unflatten(-1, (-1, 2))
     dense = pairs.new_zeros([*pairs.shape[:-1], 4])
     places = positions.unflatten(-1, (-1, 2)).to(torch.int64)
     expanded: Tensor = dense.scatter(-1, places, pairs).flatten(-2)
@@ -22,22 +22,23 @@ def expand_2_4(values: Tensor, positions: Tensor) -> Tensor:
 
 @expand_2_4.register_fake
 def _(values: Tensor, positions: Tensor) -> Tensor:
-    return values.new_empty([*values.shape[:-1], values.shape[-1] * 2])
+    return values.new_empty([*values.shape[:-1], values.shape[-1] * 2], dtype=torch.float32)
 
 
 @torch.library.custom_op("graphc::expand_blocks", mutates_args=())
 def expand_blocks(values: Tensor, mask: Tensor) -> Tensor:
     """A matrix of blocks, of which those that `mask` keeps have values and the others are nought.
 
-    values: f32 [kept, height, width], in row-major order of the blocks. mask: uint8 [rows, columns] of 0 and 1, with as
-    many ones. Returns f32 [rows * height, columns * width].
+    values: f16 or f32 [kept, height, width], in row-major order of the blocks. mask: uint8 [rows, columns] of 0 and 1,
+    with as many ones. Returns f32 [rows * height, columns * width].
     """
     _, height, width = values.shape
-    dense = values.new_zeros([*mask.shape, height, width])
-    dense[mask.to(torch.bool)] = values
+    dense = torch.zeros([*mask.shape, height, width])
+    dense[mask.to(torch.bool)] = values.to(torch.float32)
     return dense.transpose(1, 2).reshape(mask.shape[0] * height, mask.shape[1] * width)
 
 
 @expand_blocks.register_fake
 def _(values: Tensor, mask: Tensor) -> Tensor:
-    return values.new_empty([mask.shape[0] * values.shape[1], mask.shape[1] * values.shape[2]])
+    shape = [mask.shape[0] * values.shape[1], mask.shape[1] * values.shape[2]]
+    return values.new_empty(shape, dtype=torch.float32)

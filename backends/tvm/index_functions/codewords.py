@@ -13,9 +13,14 @@ from graphc.backends.tvm.kernel import Expr, Index, integer
 from graphc.backends.tvm.operations import dtype_of, shape_of
 
 
+def _real(at: At, node: fx.Node, index: Index) -> Expr:
+    """An element of a float16 or float32 weight, as float32."""
+    value = at(node, index)
+    return scalars.widened(value, at.k.isa.target) if dtype_of(node) == "float16" else value
+
+
 def _codeword(at: At, codebook: fx.Node, word: Expr, element: Expr) -> Expr:
-    value = at(codebook, [T.cast(word, "int64"), element])
-    return scalars.widened(value, at.k.isa.target) if dtype_of(codebook) == "float16" else value
+    return _real(at, codebook, [T.cast(word, "int64"), element])
 
 
 @index_function("graphc.lookup.default")
@@ -44,6 +49,6 @@ def _expand_2_4(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Ex
 
     def kept(i: int) -> Expr:
         here = at(args["positions"], [*outer, pair + i]) == place
-        return T.Select(here, at(args["values"], [*outer, pair + i]), T.float32(0))
+        return T.Select(here, _real(at, args["values"], [*outer, pair + i]), T.float32(0))
 
     return kept(0) + kept(1)

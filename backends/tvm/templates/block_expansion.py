@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm import scalars
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import KernelBuilder, integer
@@ -29,6 +30,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
         number = T.Bind(kept[integer(0)])
         here = T.Bind(T.cast(mask.load([row, column]), "int64"))
         with k.loop(height) as y, k.loop(width) as x:
-            value = T.if_then_else(here > 0, values.load([number, y, x]), T.float32(0))
+            kept_value = T.if_then_else(here > 0, values.load([number, y, x]), T.cast(T.float32(0), values.dtype))
+            value = scalars.widened(kept_value, k.isa.target) if values.dtype == "float16" else kept_value
             result.store([row * height + y, column * width + x], value)
         T.buffer_store(kept, number + here, [integer(0)])
