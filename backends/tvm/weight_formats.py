@@ -12,11 +12,16 @@ from torch import fx
 
 from graphc import formats
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
+from graphc.formats.block_sparse import BlockSparse
 from graphc.formats.linear import Linear
+from graphc.formats.sparse import Sparse
 from graphc.graph import Graph
 
 # Bits of a code -> the bit fields that it is stored as, the lowest first: each divides a byte.
 FIELDS = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+
+# A kernel takes blocks of whole vectors of rows, on every instruction set.
+BLOCK_ROWS = 16
 
 
 def unit(bits: int) -> int:
@@ -40,6 +45,26 @@ class GroupedIntegers:
 
 
 @dataclass(frozen=True)
+class TwoOfFour:
+    """A matrix of which every four neighbours in a row have two that are kept. values: a leaf, f32, f16 or int8
+    [rows, columns / 2]; scale: of each row, for int8; positions: uint8 of the values' shape."""
+
+    values: fx.Node
+    scale: fx.Node | None
+    positions: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class KeptBlocks:
+    """A matrix of blocks. values: a leaf, f32 or f16 [kept, height, width]; mask: uint8 [rows, columns], in blocks."""
+
+    values: fx.Node
+    mask: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
 class DynamicIntegers:
     """An activation `x` in int8, with a scale for each `group` neighbours."""
 
@@ -52,7 +77,7 @@ class DynamicIntegers:
 class CompressedLinear:
     """A linear layer as its kernel sees it. activation: None where it is taken as it comes."""
 
-    weight: GroupedIntegers
+    weight: GroupedIntegers | TwoOfFour | KeptBlocks
     activation: DynamicIntegers | None
 
     @property
@@ -68,7 +93,8 @@ def compressed(node: fx.Node) -> CompressedLinear | None:
     weight = _weight(args["weight"])
     if weight is None:
         return None
-    return CompressedLinear(weight, _activation(args["input"], weight))
+    activation = _activation(args["input"], weight) if isinstance(weight, GroupedIntegers) else None
+    return CompressedLinear(weight, activation)
 
 
 def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
@@ -100,9 +126,19 @@ def reason(nodes: tuple[fx.Node, ...]) -> str:
     return ""
 
 
-def _weight(node: fx.Node) -> GroupedIntegers | None:
+def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | None:
     found = formats.recognize(node)
-    if found is None or not isinstance(found.format, Linear):
+    if found is None:
+        return None
+    if isinstance(found.format, Sparse):
+        values, positions = node.args
+        inside = [value for value in (positions, values, node) if value.op == "call_function"]  # type: ignore[union-attr]
+        return TwoOfFour(found.parts["values"], found.parts.get("scale"), positions, tuple(inside))  # type: ignore[arg-type]
+    if isinstance(found.format, BlockSparse):
+        mask: fx.Node = node.args[1]  # type: ignore[assignment]
+        whole = found.format.height % BLOCK_ROWS == 0
+        return KeptBlocks(found.parts["values"], mask, (mask, node)) if whole else None
+    if not isinstance(found.format, Linear):
         return None
     bits, columns, group = found.format.bits, int(shape_of(node)[-1]), int(arguments(node)["group"])
     # Integer sums over a row must fit 32 bits.

@@ -42,6 +42,7 @@ from graphc.backends.tvm.templates import (
     pooling,
     reduction,
     scan,
+    sparse_product,
     table_lookup,
     vector_product,
 )
@@ -69,6 +70,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
         convolution,
         compressed_product,
         amx_matrix_product,
+        sparse_product,
         vector_product,
         matrix_product,
         partial_products,

@@ -40,12 +40,13 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def _layer(group: Group) -> CompressedLinear | None:
-    return weight_formats.compressed(group.anchor) if group.absorbed and group.anchor is not None else None
+    found = weight_formats.compressed(group.anchor) if group.absorbed and group.anchor is not None else None
+    return found if found is not None and isinstance(found.weight, GroupedIntegers) else None
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
     layer, anchor = _layer(group), group.anchor
-    assert layer is not None and anchor is not None
+    assert layer is not None and anchor is not None and isinstance(layer.weight, GroupedIntegers)
     lanes = k.isa.lanes("float32")
     columns, depth = (int(size) for size in shape_of(arguments(anchor)["weight"]))
     integers = byte_product(k.isa, layer.weight.bits) if layer.activation else None
