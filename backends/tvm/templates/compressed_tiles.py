@@ -111,6 +111,7 @@ def byte_tile(
     """Integer sums over each stretch of columns with one scale on both sides, then their scaled sum in floats."""
     codes, part = weight.codes, min(weight.group, x.group)
     total, sums = Tile(k, rows, codes, "float32"), Tile(k, rows, codes, "int32")
+    ahead = _distance(k)
     total.clear()
     assert x.scales is not None
     with k.loop(weight.depth // part) as number:
@@ -125,7 +126,7 @@ def byte_tile(
             sums.clear()
         with _units(k, -(-part // codes.unit), part <= UNROLLED) as units:
             for u in units:
-                registers = [codes.load(weight.packed, start + u * codes.unit_bytes, v) for v in range(codes.vectors)]
+                registers = _load(k, weight, start, u, ahead)
                 for step in range(codes.unit // 4):
                     taken = [codes.bytes(found, step) for found in registers]
                     for i in range(rows):
@@ -151,7 +152,7 @@ def float_tile(k: KernelBuilder, weight: Weight, x: Activations, panel: Expr, ro
     codes, scaled = weight.codes, rows >= SCALED_ROWS
     total, sums = Tile(k, rows, codes, "float32"), Tile(k, rows, codes, "float32")
     total.clear()
-    decode = _float_decoder(k, weight)
+    decode, ahead = _float_decoder(k, weight), _distance(k)
     with k.loop(weight.depth // weight.group) as group:
         column = group * weight.group
         start = T.Bind(weight.unit_start(panel, column))
@@ -162,7 +163,7 @@ def float_tile(k: KernelBuilder, weight: Weight, x: Activations, panel: Expr, ro
         if not scaled:
             sums.clear()
         with k.loop(-(-weight.group // codes.unit)) as u:
-            registers = [codes.load(weight.packed, start + u * codes.unit_bytes, v) for v in range(codes.vectors)]
+            registers = _load(k, weight, start, u, ahead)
             for j in range(codes.unit):
                 taken = [decode(registers[v], j, zeros[v]) for v in range(codes.vectors)]
                 if scaled:
@@ -175,6 +176,20 @@ def float_tile(k: KernelBuilder, weight: Weight, x: Activations, panel: Expr, ro
             for i, v in total.slots():
                 total[i, v] = total[i, v] + sums[i, v] * scales[v]
     return total.stored()
+
+
+def _distance(k: KernelBuilder) -> int:
+    """Bytes between what is read and what is asked for ahead of it; the hardware alone looks no further than a page."""
+    return k.parameter("ahead", 8192, (0, 1024, 2048, 4096, 8192, 16384))
+
+
+def _load(k: KernelBuilder, weight: Weight, start: Expr, u: Expr, ahead: int) -> list[list[Expr]]:
+    """The registers of unit `u`, for each vector of rows."""
+    codes, first = weight.codes, start + u * weight.codes.unit_bytes
+    if ahead:
+        for line in range(0, codes.unit_bytes, 64):
+            k.prefetch(weight.packed, first + (line + ahead))
+    return [codes.load(weight.packed, first, v) for v in range(codes.vectors)]
 
 
 def _float_decoder(k: KernelBuilder, weight: Weight) -> Callable[[list[Expr], int, Expr], Expr]:
