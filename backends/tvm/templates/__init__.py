@@ -45,6 +45,7 @@ from graphc.backends.tvm.templates import (
     sparse_product,
     table_lookup,
     vector_product,
+    winograd,
 )
 from graphc.operators import DECODINGS
 from graphc.tensor_type import TensorType
@@ -67,6 +68,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
         depthwise_dots,
         depthwise,
         amx_convolution,
+        winograd,
         convolution,
         compressed_product,
         amx_matrix_product,

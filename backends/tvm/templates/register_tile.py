@@ -36,8 +36,9 @@ class Product:
     """A matrix product. Sizes may be symbolic, `taps` are numbers.
 
     left(batch, y, x, tap): where the run of elements of one row and tap starts. matrix(batch): which right operand.
-    store(batch, y, x, n, sum): takes one result. For tiles, which read 16 rows at once: `pitch` elements lie between
-    neighbouring rows on the left, and from one image row to the next it is `line` rows (None: there is one image row).
+    store(batch, y, x, n, sum): takes one result, or, where `plain`, a vector of neighbouring columns, all of which
+    exist, straight from the registers. For tiles, which read 16 rows at once: `pitch` elements lie between neighbouring
+    rows on the left, and from one image row to the next it is `line` rows (None: there is one image row).
     """
 
     batch: Sequence[Size]
@@ -51,6 +52,7 @@ class Product:
     store: Callable[[list[Expr], Expr, Expr, Expr, Expr], None]
     pitch: Expr | None = None
     line: int | None = None
+    plain: bool = False
 
 
 class Packing(Protocol):
@@ -139,11 +141,17 @@ def emit_pack(
 
 
 def emit_product(
-    k: KernelBuilder, mac: MultiplyAccumulate, left: tirx.Buffer, right: tirx.Buffer, shape: Product
+    k: KernelBuilder,
+    mac: MultiplyAccumulate,
+    left: tirx.Buffer,
+    right: tirx.Buffer,
+    shape: Product,
+    by_tiles: bool | None = None,
 ) -> None:
     """The loops over batch, panels and tiles.
 
-    Threads share the tiles where the packed operand stays in a core's cache, else its panels: each is then read once.
+    Threads share the tiles where the packed operand stays in a core's cache, else its panels: each is then read once
+    (`by_tiles` says it where the caller knows better).
     """
     maximum, minimum = k.ranges.maximum, k.ranges.minimum
     tile_height, tile_width = tile_shape(maximum(shape.height), maximum(shape.width), mac.rows)
@@ -161,7 +169,8 @@ def emit_product(
     parallel = work // mac.lanes >= PARALLEL_WORK // 8
     resident = maximum(product([shape.columns, taps, shape.run])) * np.dtype(mac.right).itemsize <= RESIDENT_BYTES
     few_panels = maximum(product([*shape.batch, _ceil(shape.columns, mac.width)])) < 4
-    by_tiles = tiles >= 4 and (resident or few_panels)
+    if by_tiles is None:
+        by_tiles = tiles >= 4 and (resident or few_panels)
 
     def sweep(number: Expr, left_edge: Callable[[Expr], Expr], vertical: Expr, rows: int, columns: int) -> None:
         """All tiles of rows x columns, `number` of them side by side."""
@@ -257,11 +266,16 @@ def emit_tile(
                 for v in range(mac.vectors):
                     slot = integer(row * mac.width + v * mac.lanes)
                     store_vector(sums, slot, mac.lanes, mac.step(vector(sums, slot, mac.lanes), broadcast, packed[v]))
+    first = panel * mac.width
+    if shape.plain:
+        for row, v, slot in slots:
+            at = (y + row // extent[1], x + row % extent[1], first + v * mac.lanes)
+            shape.store(batch, *at, vector(sums, slot, mac.lanes))
+        return
     # Through memory, so that the epilogue is a loop over the rows: the sums stay registers where indices are constant.
     tile = k.local(rows * mac.width, mac.accumulator)
     for _, _, slot in slots:
         store_vector(tile, slot, mac.lanes, vector(sums, slot, mac.lanes))
-    first = panel * mac.width
     valid: int | Expr = mac.width
     if not (isinstance(shape.columns, int) and shape.columns % mac.width == 0):
         valid = T.min(integer(mac.width), k.size(shape.columns) - first)
