@@ -1,5 +1,5 @@
-# Commands on a fresh machine: `make demo`, `make test` and `make bench`. Every pip call is held to constraints.txt, so that no
-# package brings another torch or TVM. A stamp in .venv remembers what was installed.
+# Commands on a fresh machine: `make demo`, `make test` and `make bench`. Every pip call is held to constraints.txt, so
+# that no package brings another torch or TVM. A stamp in .venv remembers what was installed.
 
 PYTHON ?= python3
 VENV := .venv

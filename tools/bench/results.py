@@ -15,7 +15,7 @@ from graphc.errors import GraphcError
 from graphc.target import machine_features
 
 # Bits of a weight as stored, scales and codebooks included where they are fixed by the format.
-BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.5, "int2": 2.625}
+BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.5, "int2": 2.625, "vq2": 2.0, "vq1": 1.0}
 
 OURS = "graphc"
 
@@ -116,7 +116,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         return f"{row[key]:.0%}" if key in row else ""
 
     low, high = row["spread"]
-    cosine, score = row.get("cosine of own weights", row["cosine"]), row.get("score")
+    cosine, score = row["cosine"], row.get("score")
     return [
         row["engine"], row["precision"], f"{row['seconds'] * 1e3:.3f}", f"{low * 1e3:.3g}-{high * 1e3:.3g}",
         ratio("of best"), ratio("of same"), f"{row['operations'] / 1e9:.0f}", share("peak"),

@@ -4,7 +4,7 @@ An engine's module is imported only in a process of its own. It has
 
     prepare(case)               what is slow and does not depend on the threads: leaves files in the case's folder
     load(case) -> Bind          makes the model ready to run on the case's threads
-    reference(case) -> outputs  optional, where weights have few bits: what PyTorch computes with the weights as stored
+    reference(case) -> outputs  optional: what PyTorch computes with the weights as the engine stores them
 
 Bind takes a call's inputs and returns a Run, which is called without arguments and returns the outputs, in the order of
 the torch module, as arrays or tensors. What can be done to the inputs beforehand, an engine does when it binds them.
@@ -26,7 +26,8 @@ Bind = Callable[[tuple[Tensor, ...]], Run]
 class Engine:
     """`package` is the distribution whose version is stated; `precisions` are those of each kind of workload.
 
-    Precisions of few bits name the nominal width: "int4" is any 4-bit format with scales of groups.
+    Precisions of few bits name the nominal width: "int4" is any 4-bit format with scales of groups, "vq2" vector
+    quantization at 2 bits a weight.
     """
 
     name: str
@@ -45,7 +46,7 @@ EAGER = _engine("torch eager", "torch", "eager", "fp32", "fp32", "fp32")
 ENGINES = {
     engine.name: engine
     for engine in (
-        _engine("graphc", "graphc", "compiled", "fp32 int8", "fp32 int8", "fp32"),
+        _engine("graphc", "graphc", "compiled", "fp32 bf16 int8", "fp32 bf16 int8", "fp32 bf16 int8 int4 vq2 vq1"),
         _engine("ONNX Runtime", "onnxruntime", "onnxruntime", "fp32 int8", "fp32 int8", "fp32 int8 int4"),
         _engine("OpenVINO", "openvino", "openvino", "fp32 bf16 int8", "fp32 bf16 int8", "fp32 bf16 int8 int4"),
         _engine("Inductor", "torch", "inductor", "fp32 bf16", "fp32 bf16", "fp32 bf16"),
