@@ -131,9 +131,26 @@ def _halo(node: fx.Node) -> Halo | None:
         for d in range(2):
             before[d] = max(before[d], g.before[d])
             after[d] = max(after[d], int(g.padded[d] - g.image[d]) - g.before[d])
+    for user in consumers(node):
+        if (pads := _padding(user)) is not None:
+            fills.add(arguments(user)["value"])
+            for d in range(2):
+                before[d], after[d] = max(before[d], pads[0][d]), max(after[d], pads[1][d])
     if len(fills) != 1 or before + after == [0, 0, 0, 0]:
         return None
     return Halo((before[0], before[1]), (after[0], after[1]), fills.pop())
+
+
+def _padding(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """How many rows and columns a pad puts before and after images of known size; None for what is no such pad."""
+    if name_of(node) != "aten.constant_pad_nd.default" or rank_of(node) != 4:
+        return None
+    pads = arguments(node)["pad"]
+    left, right, above, beneath, *others = [*pads, *[0] * (4 - len(pads))]
+    known = all(isinstance(size, int) for size in (*pads, *shape_of(node)[1:]))
+    if not known or any(others) or min(left, right, above, beneath) < 0:
+        return None
+    return (above, left), (beneath, right)
 
 
 def _readers(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -165,14 +182,31 @@ def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
     source = subject(args) if "self" in args or "input" in args else None
     if len(group.nodes) > 1 or not isinstance(source, fx.Node):
         return None
+    under = places[source]
+    if (pads := _padding(node)) is not None:
+        return _within_halo(under, pads, args["value"])
     same_type = name in CONVERSIONS and type_of(node) == type_of(source) and "src" not in args
     if not same_type and name not in VIEWS:
         return None
-    under = places[source]
     found = (0, under.strides) if same_type else VIEWS[name](args, node, under.strides)
     if found is None:
         return None
     return Placement(under.owner, simplify(under.offset + found[0]), found[1], under.flipped)
+
+
+def _within_halo(under: Placement, pads: tuple[tuple[int, int], tuple[int, int]], value: float) -> Placement | None:
+    """A padded image as a view of the image, where what it adds lies around that already."""
+    held = under.halo
+    if held is None or held.fill != value:
+        return None
+    if any(
+        wanted > room
+        for side, pad in ((held.before, pads[0]), (held.after, pads[1]))
+        for wanted, room in zip(pad, side, strict=True)
+    ):
+        return None
+    offset = under.offset - pads[0][0] * under.strides[2] - pads[0][1] * under.strides[3]
+    return Placement(under.owner, simplify(offset), under.strides, under.flipped)
 
 
 def _order(
