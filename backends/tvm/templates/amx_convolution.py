@@ -19,7 +19,7 @@ from typing import Any
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm.geometry import Geometry
+from graphc.backends.tvm.geometry import CONVOLUTIONS, Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
@@ -28,14 +28,14 @@ from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_
 from graphc.backends.tvm.pointwise import POINTWISE
 from graphc.backends.tvm.sizes import product, simplify
 from graphc.backends.tvm.templates.amx_image import Copy
-from graphc.backends.tvm.templates.amx_tile import LANES, ROWS, Tiles, emit_tiles, integer_tiles, overread, refusal
+from graphc.backends.tvm.templates.amx_tile import LANES, ROWS, Tiles, emit_tiles, overread, refusal, tiles_for
 from graphc.backends.tvm.templates.convolution import has_halo
 from graphc.backends.tvm.templates.register_tile import Product, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand
 from graphc.tensor_type import Size
 
 NAME = "convolution by AMX"
-OPERATORS = ("graphc.integer_convolution.default",)
+OPERATORS = CONVOLUTIONS
 # Bytes that a core copies in a cycle: a load and a store of 64, and what it takes to find them.
 COPIED_BYTES = 16
 
@@ -43,15 +43,26 @@ COPIED_BYTES = 16
 def matches(group: Group, isa: InstructionSet) -> str | None:
     anchor = group.anchor
     if anchor is None or name_of(anchor) not in OPERATORS:
-        return "no integer convolution"
+        return "no convolution"
     if rank_of(arguments(anchor)["weight"]) not in (3, 4):
         return "only convolutions over one or two dimensions"
     g = Geometry.of(anchor)
-    if not is_stored(g.weight) or g.groups != 1:
-        return "groups of channels, or a weight that is an activation"
+    if not is_stored(g.weight) or g.weight in group.nodes or g.groups != 1 or g.spread != (1, 1):
+        return "transposed, groups of channels, or a weight that is an activation"
+    if min(g.before) < 0:
+        return "padding that crops"
     if not all(isinstance(size, int) for size in (g.channels, *g.image, *g.result)):
         return "an image of dynamic size"
-    return refusal(isa, dtype_of(g.x), int(g.result[0]) * int(g.result[1]))
+    reason = refusal(isa, dtype_of(g.x), int(g.result[0]) * int(g.result[1]))
+    if reason is None and not any(_fits(g, joined) for joined in (False, True)):
+        return "bfloat16 channels that end inside of a tile's row"
+    return reason
+
+
+def _fits(g: Geometry, joined: bool) -> bool:
+    """Whether what tiles read behind a run does no harm: it meets zeros on the right, but NaN stays NaN."""
+    tiles, run = tiles_for(dtype_of(g.x), g.filters), g.channels * (g.kernel[1] if joined else 1)
+    return tiles.is_integer or run % tiles.unit == 0
 
 
 @dataclass(frozen=True)
@@ -80,8 +91,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.anchor
     assert anchor is not None
     g = Geometry.of(anchor)
-    tiles = integer_tiles(dtype_of(g.x)).narrowed(g.filters)
-    walk = min(walks(group, k, g, tiles), key=lambda walk: walk.cycles(k, g, tiles))
+    tiles = tiles_for(dtype_of(g.x), g.filters)
+    possible = [walk for walk in walks(group, k, g, tiles) if _fits(g, walk.joined)]
+    walk = min(possible, key=lambda walk: walk.cycles(k, g, tiles))
     taps = [g.kernel[0], 1 if walk.joined else g.kernel[1]]
     run = g.channels * (g.kernel[1] if walk.joined else 1)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import tvm.tirx as tirx
@@ -25,6 +25,7 @@ from tvm.tirx.script import builder as T
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten
+from graphc.backends.tvm.operations import BFLOAT16
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.register_tile import Product
 from graphc.tensor_type import Size
@@ -52,26 +53,33 @@ class Tiles:
     unit: int
     width: int
 
-    def narrowed(self, columns: int) -> Tiles:
-        """With panels no wider than the columns need."""
-        return self if columns > LANES else replace(self, width=LANES)
+    @property
+    def is_integer(self) -> bool:
+        return self.accumulator == "int32"
 
     def flip(self, dtype: str) -> int:
         """Values are read as they are: both signs have their instruction."""
         return 0
 
 
-def integer_tiles(left: str) -> Tiles:
-    """int8 or uint8 times int8, exact sums in int32."""
-    return Tiles({"int8": "tdpbssd", "uint8": "tdpbusd"}[left], left, "int8", "int32", 4, 64, 2 * LANES)
+def tiles_for(dtype: str, columns: int) -> Tiles:
+    """The multiplication for a left operand of this type, with panels no wider than the columns need.
+
+    int8 or uint8 times int8 give exact sums in int32. bfloat16 times bfloat16 is summed in float32, even and odd
+    products apart, then together; denormals count as nought.
+    """
+    width = LANES if columns <= LANES else 2 * LANES
+    if dtype == BFLOAT16:
+        return Tiles("tdpbf16ps", dtype, dtype, "float32", 2, 32, width)
+    return Tiles({"int8": "tdpbssd", "uint8": "tdpbusd"}[dtype], dtype, "int8", "int32", 4, 64, width)
 
 
-def refusal(isa: InstructionSet, dtype: str, rows: int) -> str | None:
-    """Why a product with this left operand and (at most) so many rows is not made for tiles; None where it is."""
-    feature = {"int8": "amx-int8", "uint8": "amx-int8"}.get(dtype)
+def refusal(isa: InstructionSet, dtype: str, rows: Size) -> str | None:
+    """Why a product with this left operand and so many rows is not made for tiles; None where it is."""
+    feature = {"int8": "amx-int8", "uint8": "amx-int8", BFLOAT16: "amx-bf16"}.get(dtype)
     if feature is None or not isa.target.has("amx-tile", feature, "avx512f"):
         return f"the target has no AMX for {dtype}"
-    if rows < FEWEST_ROWS:
+    if isinstance(rows, int) and rows < FEWEST_ROWS:
         return f"{rows} rows fill no tile"
     return None
 

@@ -94,6 +94,28 @@ def test_results_with_padding_around_them(check, size):
     check(graph, inputs, target="x86-64:amx", rtol=0, atol=0)
 
 
+def test_bfloat16_is_multiplied_by_tiles(check, amx):
+    """Sums that fill tiles, that do not, and whose neighbours in memory are no numbers."""
+
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(32, 40, 3, 2, 1), nn.Conv2d(40, 64, 1)
+            self.c, self.d = nn.Conv2d(64, 32, (2, 3), padding=(0, 1)), nn.Linear(40, 50)
+
+        def forward(self, x, y):
+            x = torch.relu(self.a(x))
+            return self.c(torch.relu(self.b(x))), self.d(y.relu())
+
+    inputs = torch.randn(2, 32, 9, 11), torch.randn(19, 40)
+    graph = pipeline("bfloat16,fuse_operators").run(trace(Layers().eval(), inputs), PassContext())
+    amx.counts()
+    check(graph, inputs, target="x86-64:amx", rtol=1e-4, atol=1e-4)
+    # Tiles of rows x of columns x steps. Of 40 channels a tile would read 24 that belong to others: left to vectors.
+    a, c, d = 2 * 3 * 3 * 9, 2 * 2 * 2 * 12, 2 * 4 * 2
+    assert amx.counts()["tdpbf16ps"] == a + c + d
+
+
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18", "mobilenet_v2"])
 def test_networks_are_equal_to_the_reference(check, amx, data, name):
     entry = MODELS[name]

@@ -90,7 +90,7 @@ def products():
     return pipeline("fuse_operators").run(graph, PassContext()), inputs
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "x86-64:amx"])
 def test_products_are_sums_of_exact_products(check, target):
     graph, inputs = products()
     check(graph, inputs, target=target, rtol=1e-5, atol=3e-5)
