@@ -4,7 +4,7 @@ resnet20     CIFAR ResNet-20 on 10,000 images: fp32 against torch, int8 against 
 models       fp32 error of ten networks against torch, on the host and on arm64 under emulation
 onnx         int8 ResNet-20 as plain ONNX in ONNX Runtime against graphc's own reference
 time         importing graphc beyond torch; tracing and compiling ResNet-20 in int8
-speed        ResNet-18 and MobileNetV2 against ONNX Runtime, interleaved in one run: ratio of medians
+speed        ResNet-18 and MobileNetV2 against ONNX Runtime, side by side as the bench does it
 determinism  the same model, data and seed in two processes: the same bytes
 """
 
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,77 +171,27 @@ def time_(limit: int | None) -> Figures:
 
 
 def speed(limit: int | None) -> Figures:
-    from onnxruntime import InferenceSession, SessionOptions
+    """The bench's own run, of fewer engines: see `graphc bench` for all."""
+    from graphc.tools.bench import measurement, suite
+    from graphc.tools.bench.engines import ENGINES
+    from graphc.tools.bench.workloads import WORKLOADS
 
-    from graphc.exporters.onnx import export
-
-    figures: Figures = {}
-    for name in ("resnet18", "mobilenet_v2"):
-        entry = MODELS[name]
-        inputs = entry.example_inputs(1)
-        plain = export(graphc.trace(entry.build(), inputs)).SerializeToString()
-        peers = {"fp32": plain, "int8": _quantized_by_onnxruntime(plain, list(entry.calibration(32, 1)))}
-        for precision, model in peers.items():
-            artifact = build(name, precision)
-            options = SessionOptions()
-            options.intra_op_num_threads = artifact.threads
-            session = InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            feeds = {item.name: leaf.numpy() for item, leaf in zip(session.get_inputs(), inputs, strict=True)}
-            runs: dict[str, Callable[[], Any]] = {
-                "graphc": partial(artifact.run, *inputs),
-                "ONNX Runtime": partial(session.run, None, feeds),
-            }
-            medians = {who: statistics.median(times) for who, times in interleaved(runs, limit or 100).items()}
-            for who, median in medians.items():
-                figures[f"{name} {precision}: {who}, ms"] = round(median * 1e3, 3)
-            figures[f"{name} {precision}: graphc / ONNX Runtime"] = medians["graphc"] / medians["ONNX Runtime"]
-    figures["threads"] = artifact.threads
+    figures: Figures = {"threads": len(os.sched_getaffinity(0))}
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log.txt").open("w") as log:
+        for group in suite.groups(("resnet18", "mobilenet_v2"), (1,), (figures["threads"],)):
+            engines = [ENGINES["graphc"], ENGINES["ONNX Runtime"]]
+            kind = WORKLOADS[group.name].kind
+            entries = measurement.measure(group, kind, engines, Path(folder), limit or 5, log, lambda text: None, 0)
+            for entry in entries:
+                if entry["status"] != "ok":
+                    raise graphc.GraphcError(f"{group.name} by {entry['engine']}: {entry['reason']}")
+            times = {(entry["engine"], entry["precision"]): entry["seconds"] for entry in entries}
+            for precision in ("fp32", "int8"):
+                ours, theirs = times["graphc", precision], times["ONNX Runtime", precision]
+                figures[f"{group.name} {precision}: graphc, ms"] = round(ours * 1e3, 3)
+                figures[f"{group.name} {precision}: ONNX Runtime, ms"] = round(theirs * 1e3, 3)
+                figures[f"{group.name} {precision}: graphc / ONNX Runtime"] = ours / theirs
     return figures
-
-
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns after a tenth of the rounds as warm-up.
-
-    Before each timed run stands one that is not: the other's threads may still be spinning.
-    """
-    times: dict[str, list[float]] = {who: [] for who in runs}
-    for turn in range(rounds + rounds // 10):
-        for who, run in runs.items():
-            run()
-            start = time.perf_counter()
-            run()
-            if turn >= rounds // 10:
-                times[who].append(time.perf_counter() - start)
-    return times
-
-
-def _quantized_by_onnxruntime(model: bytes, calibration: list[tuple[torch.Tensor, ...]]) -> bytes:
-    """ONNX Runtime's own static int8 quantization, as its documentation advises for CPUs: QDQ, weights per channel."""
-    import onnx as onnx_format
-    from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter(calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            names = [item.name for item in onnx_format.load_from_string(model).graph.input]
-            batch = next(self.batches, None)
-            return None if batch is None else {n: leaf.numpy() for n, leaf in zip(names, batch, strict=True)}
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        # Optimized before it is quantized: else ONNX Runtime uses few of its integer kernels and is five times slower.
-        options = SessionOptions()
-        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(source)
-        InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        quantize_static(
-            source, result, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
-        return result.read_bytes()
 
 
 def determinism(limit: int | None) -> Figures:

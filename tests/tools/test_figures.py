@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+import graphc
 from graphc.runtime import emulator
 from graphc.tools import figures
+from graphc.tools.bench import measurement
 
 
 @pytest.fixture
@@ -41,8 +43,22 @@ def test_an_unknown_figure_is_an_error(capsys):
     assert "known: resnet20, models" in capsys.readouterr().err
 
 
-def test_runs_take_turns():
-    order: list[str] = []
-    times = figures.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 10)
-    assert order == ["a", "a", "b", "b"] * 11
-    assert {who: len(taken) for who, taken in times.items()} == {"a": 10, "b": 10}
+def test_speed_is_the_benchs(monkeypatch):
+    def measure(group, kind, engines, folder, rounds, log, say, score):
+        assert (kind, [engine.name for engine in engines], rounds) == ("static", ["graphc", "ONNX Runtime"], 2)
+        seconds = {"graphc": 0.003, "ONNX Runtime": 0.004}
+        status = {"status": "wrong", "reason": "outputs differ"} if group.name == wrong else {"status": "ok"}
+        return [
+            {"engine": engine, "precision": precision, "seconds": seconds[engine], **status}
+            for engine in seconds
+            for precision in ("fp32", "int8")
+        ]
+
+    monkeypatch.setattr(measurement, "measure", measure)
+    wrong = ""
+    found = figures.speed(2)
+    assert found["mobilenet_v2 int8: graphc / ONNX Runtime"] == 0.75
+    assert found["resnet18 fp32: ONNX Runtime, ms"] == 4
+    wrong = "mobilenet_v2"
+    with pytest.raises(graphc.GraphcError, match=r"mobilenet_v2 by graphc: outputs differ"):
+        figures.speed(2)
