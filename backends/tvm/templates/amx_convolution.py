@@ -28,7 +28,8 @@ from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_
 from graphc.backends.tvm.pointwise import POINTWISE
 from graphc.backends.tvm.sizes import product, simplify
 from graphc.backends.tvm.templates.amx_image import Copy
-from graphc.backends.tvm.templates.amx_tile import LANES, ROWS, Tiles, emit_tiles, overread, refusal, tiles_for
+from graphc.backends.tvm.templates.amx_product import emit_tiles
+from graphc.backends.tvm.templates.amx_tile import LANES, ROWS, Tiles, overread, refusal, tiles_for
 from graphc.backends.tvm.templates.convolution import has_halo
 from graphc.backends.tvm.templates.register_tile import Product, store_result
 from graphc.backends.tvm.templates.right_operand import RightOperand

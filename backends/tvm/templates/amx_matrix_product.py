@@ -12,7 +12,8 @@ from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.operations import dtype_of, is_stored, shape_of
 from graphc.backends.tvm.sizes import contiguous, product
 from graphc.backends.tvm.templates import matrix_product
-from graphc.backends.tvm.templates.amx_tile import Tiles, emit_tiles, overread, refusal, tiles_for
+from graphc.backends.tvm.templates.amx_product import emit_tiles
+from graphc.backends.tvm.templates.amx_tile import Tiles, overread, refusal, tiles_for
 from graphc.backends.tvm.templates.matrix_product import Operands, columns_of, emit_by
 from graphc.tensor_type import Size
 

@@ -45,6 +45,8 @@ def activations(*shape: int) -> torch.Tensor:
         (48, 64, 48, 3 * 1 * 3),  # halves of blocks and of panels
         (49, 100, 10, 4 * 2 * 1),  # rows, depth and columns that fill no tile
         (7, 64, 32, 1 * 1 * 2),  # half a block, of copied rows
+        (80, 640, 1700, 5 * 10 * 107),  # a right operand beyond the second-level cache
+        (64, 1024, 256, 4 * 16 * 16),  # rows and panels that do not fit the first-level cache together
     ],
 )
 def test_tiles_are_multiplied_no_more_often_than_the_shape_needs(check, amx, rows, depth, columns, products):
