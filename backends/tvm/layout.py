@@ -180,7 +180,7 @@ def _alias(group: Group, places: dict[fx.Node, Placement]) -> Placement | None:
     name = name_of(node)
     args: dict[str, Any] = arguments(node)
     source = subject(args) if "self" in args or "input" in args else None
-    if len(group.nodes) > 1 or not isinstance(source, fx.Node):
+    if len(group.nodes) > 1 or not isinstance(source, fx.Node) or source not in places:  # its reader absorbs it
         return None
     under = places[source]
     if (pads := _padding(node)) is not None:
