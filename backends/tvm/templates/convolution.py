@@ -7,6 +7,7 @@ kernel turned round. Each group of channels is a matrix of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -75,11 +76,13 @@ def emit(group: Group, k: KernelBuilder) -> None:
     kind = f"convolution {joined} {transposed}"
     right = RightOperand(g.weight, g.groups, columns, taps[0] * taps[1], run, element, kind)
     weight = right.packed(k, mac)
-    if floating:
-        bias = None if g.bias is None else k.tensor(g.bias)
-        correction = None if bias is None else lambda n: bias.load([n])
-    else:
-        correction = right.correction(k, g.bias, mac.flip(dtype_of(g.x)) - g.zero)
+    shift = 0 if floating else mac.flip(dtype_of(g.x)) - g.zero
+    first = right.initial(k, g.bias, shift, mac.width)
+    correction = None if first is not None else right.correction(k, g.bias, shift)
+
+    def initial(batch: list[Expr], n: Expr, count: int) -> Expr:
+        assert first is not None
+        return first(batch[1] * columns + n, count)
 
     def left(batch: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
         row, column = y * g.stride[0] + tap[0] * g.dilation[0], x * g.stride[1] + tap[1] * g.dilation[1]
@@ -92,6 +95,10 @@ def emit(group: Group, k: KernelBuilder) -> None:
         store_result(group, k, index, value)
 
     shape = Product([g.batch, g.groups], *g.result, columns, taps, run, left, lambda batch: batch[1], store)
+    if first is not None:
+        shape = replace(shape, initial=initial)
+    if k.isa.target.arch == "arm64" and all(isinstance(size, int) for size in g.result):
+        shape = shape.in_line(k)
     emit_product(k, mac, image.buffer, weight, shape)
 
 

@@ -161,7 +161,11 @@ def emit_by(
     kind = f"matrix {o.transposed} {kept}"
     operand = RightOperand(o.right, matrices, columns, 1, depth, element, kind)
     weight = operand.packed(k, mac)
-    correction = None if floating else operand.correction(k, o.addend, mac.flip(dtype_of(o.left)) - o.zero)
+    shift = 0 if floating else mac.flip(dtype_of(o.left)) - o.zero
+    biased = o.addend is not None and shape_of(o.addend) == (columns,) and o.alpha == o.beta == 1
+    in_sums = isinstance(mac, MultiplyAccumulate) and (biased if floating else True)
+    first = operand.initial(k, o.addend, shift, mac.width) if in_sums else None
+    correction = None if floating or first is not None else operand.correction(k, o.addend, shift)
     sizes = [k.size(size) for size in rows]
 
     def left(position: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
@@ -179,13 +183,15 @@ def emit_by(
             value = value + correction(n)
         if floating and o.alpha != 1:
             value = value * constant(o.alpha, "float32")
-        if floating and o.addend is not None and o.beta != 0:
+        if floating and first is None and o.addend is not None and o.beta != 0:
             addend = At(k, group.nodes)(o.addend, broadcast(index, o.addend))
             value = value + (addend if o.beta == 1 else addend * constant(o.beta, "float32"))
         store_result(group, k, index, value)
 
     pitch = source.strides[-2] if len(left_shape) > 1 else None
     shape = Product(batch, 1, product(rows), columns, [1], depth, left, matrix, store, pitch)
+    if first is not None:
+        shape = replace(shape, initial=lambda position, n, count: first(n, count))
     multiply(source.buffer, weight, shape)
 
 

@@ -2,20 +2,24 @@
 
 The left operand is broadcast: one element, or a group of `depth` neighbouring ones for dot-product instructions. The
 right operand is packed so that a vector holds `lanes` output channels, each with its `depth` elements side by side.
+What Arm's instructions do beyond that is in `arm_multiply_accumulate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import brain_float
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, vector
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, store_vector, vector
 from graphc.backends.tvm.operations import BFLOAT16
+
+# The sign bits of four bytes: 0x80808080.
+SIGN_BITS = -0x7F7F7F80
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,18 @@ class MultiplyAccumulate:
     step: Callable[[Expr, Expr, Expr], Expr]
 
     @property
+    def together(self) -> int:
+        """Rows of the left operand that are multiplied at once: tiles have a multiple of it where they can."""
+        return 1
+
+    @property
     def width(self) -> int:
         """Output channels of a full register tile."""
         return self.lanes * self.vectors
+
+    def narrowed(self, columns: int) -> MultiplyAccumulate:
+        """The multiply-add with no more vectors than the columns fill."""
+        return replace(self, vectors=max(1, min(self.vectors, -(-columns // self.lanes))))
 
     @property
     def unit(self) -> int:
@@ -50,13 +63,51 @@ class MultiplyAccumulate:
         kept = next(count for count in (8, 4) if count <= max(lanes, 4))
         return _dot_product("vpdpbusd", f"llvm.x86.avx512.vpdpbusd.{32 * kept}", self.left, kept, self.rows, 1)
 
+    def start(self, sums: tirx.Buffer, rows: int, initial: Callable[[int, int], Expr]) -> None:
+        """Set the sums of `rows` rows: initial(column, count) gives those of `count` columns, the same in each row."""
+        for v in range(self.vectors):
+            value = T.Bind(initial(v * self.lanes, self.lanes))
+            for row in range(rows):
+                store_vector(sums, self._slot(row, v), self.lanes, value)
+
+    def accumulate(
+        self, k: KernelBuilder, sums: tirx.Buffer, left: tirx.Buffer, starts: list[Expr], right: tirx.Buffer,
+        panel: Expr, steps: Expr, fetch: Callable[[Expr], None],
+    ) -> None:  # fmt: skip
+        """sums[row, column] += left[starts[row] + j] * right[panel + j, column] for j in `steps` groups of `depth`.
+
+        fetch(step) asks for what comes later in the right operand, where it does not come by itself.
+        """
+        with k.loop(steps) as step:
+            fetch(step)
+            packed = [
+                T.Bind(self.load_right(right, panel + step * (self.width * self.depth) + v * self.lanes * self.depth))
+                for v in range(self.vectors)
+            ]
+            for row, start in enumerate(starts):
+                broadcast = T.Bind(self.load_left(left, start + step * self.depth))
+                for v in range(self.vectors):
+                    slot = self._slot(row, v)
+                    store_vector(
+                        sums, slot, self.lanes, self.step(vector(sums, slot, self.lanes), broadcast, packed[v])
+                    )
+
+    def results(self, sums: tirx.Buffer, rows: int) -> Iterator[tuple[int, int, int, Expr]]:
+        """The sums as vectors of neighbouring columns: row, first column, number of columns, vector."""
+        for row in range(rows):
+            for v in range(self.vectors):
+                yield row, v * self.lanes, self.lanes, vector(sums, self._slot(row, v), self.lanes)
+
+    def _slot(self, row: int, v: int) -> Expr:
+        return T.int64(row * self.width + v * self.lanes)
+
     def load_left(self, buffer: tirx.Buffer, start: Expr) -> Expr:
         """The group at `start`, in every lane. An operand of the other signedness has its sign bits flipped."""
         if self.depth == 1:
             return T.broadcast(buffer[start], self.lanes)
         group = T.reinterpret("int32", vector(buffer, start, self.depth))
         if str(buffer.ty.dtype) != self.left:
-            group = T.bitwise_xor(group, T.int32(-0x7F7F7F80))  # 0x80808080
+            group = T.bitwise_xor(group, T.int32(SIGN_BITS))
         return T.reinterpret(f"{self.left}x{self.lanes * self.depth}", T.broadcast(group, self.lanes))
 
     def load_right(self, buffer: tirx.Buffer, start: Expr) -> Expr:
@@ -77,8 +128,12 @@ def floating(isa: InstructionSet, dtype: str = "float32") -> MultiplyAccumulate:
     """float32: a fused multiply-add of vectors (where the target has one)."""
     if dtype == BFLOAT16:
         return brain(isa)
+    from graphc.backends.tvm.templates import arm_multiply_accumulate
+
+    if isa.target.arch == "arm64":
+        return arm_multiply_accumulate.fmla()
     lanes = isa.lanes("float32")
-    rows, vectors = {64: (14, 2), 32: (6, 2)}.get(isa.bytes, (6, 4) if isa.registers == 32 else (6, 2))
+    rows, vectors = {64: (14, 2), 32: (6, 2)}.get(isa.bytes, (6, 2))
     return MultiplyAccumulate(
         "fma", "float32", "float32", "float32", 1, lanes, rows, vectors, lambda sums, left, right: sums + left * right
     )
@@ -97,13 +152,17 @@ def brain(isa: InstructionSet) -> MultiplyAccumulate:
 
 def integer(isa: InstructionSet) -> MultiplyAccumulate:
     """int8 or uint8 times int8, exact sums in int32: a dot-product instruction, or products of widened operands."""
+    from graphc.backends.tvm.templates import arm_multiply_accumulate  # which is made of this module's class
+
     has = isa.target.has
     if has("avx512vnni") and isa.bytes == 64:
         return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.512", "uint8", 16, 14, 2)
     if has("avxvnni") and isa.bytes == 32:
         return _dot_product("vpdpbusd", "llvm.x86.avx512.vpdpbusd.256", "uint8", 8, 6, 2)
+    if has("i8mm"):
+        return arm_multiply_accumulate.smmla()
     if has("dotprod"):
-        return _dot_product("sdot", "llvm.aarch64.neon.sdot.v4i32.v16i8", "int8", 4, 6, 4)
+        return arm_multiply_accumulate.sdot()
     if isa.target.arch == "arm64":
         # A product of int16 and a sum of int32 is one `smlal`.
         return MultiplyAccumulate("smlal", "int16", "int8", "int32", 1, 8, 6, 2, _widening)
@@ -112,18 +171,18 @@ def integer(isa: InstructionSet) -> MultiplyAccumulate:
 
     def pairs(sums: Expr, left: Expr, right: Expr) -> Expr:
         """Products of int16 pairs, each pair summed to int32; unlike vpmaddubsw it cannot saturate."""
-        return sums + _intrinsic(name, f"int32x{lanes}", left, T.cast(right, f"int16x{2 * lanes}"))
+        return sums + intrinsic(name, f"int32x{lanes}", left, T.cast(right, f"int16x{2 * lanes}"))
 
     return MultiplyAccumulate("pmaddwd", "int16", "int8", "int32", 2, lanes, 10 if isa.registers == 32 else 4, 2, pairs)
 
 
-def _intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
+def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
 
-def _dot_product(name: str, intrinsic: str, left: str, lanes: int, rows: int, vectors: int) -> MultiplyAccumulate:
+def _dot_product(name: str, llvm: str, left: str, lanes: int, rows: int, vectors: int) -> MultiplyAccumulate:
     def step(sums: Expr, a: Expr, b: Expr) -> Expr:
-        return _intrinsic(intrinsic, f"int32x{lanes}", sums, a, b)
+        return intrinsic(llvm, f"int32x{lanes}", sums, a, b)
 
     return MultiplyAccumulate(name, left, "int8", "int32", 4, lanes, rows, vectors, step)
 

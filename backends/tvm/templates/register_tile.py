@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
@@ -39,6 +39,7 @@ class Product:
     store(batch, y, x, n, sum): takes one result, or, where `plain`, a vector of neighbouring columns, all of which
     exist, straight from the registers. For tiles, which read 16 rows at once: `pitch` elements lie between neighbouring
     rows on the left, and from one image row to the next it is `line` rows (None: there is one image row).
+    initial(batch, n, count): what to add to the sums of `count` columns from n on, those beyond the last included.
     """
 
     batch: Sequence[Size]
@@ -53,6 +54,22 @@ class Product:
     pitch: Expr | None = None
     line: int | None = None
     plain: bool = False
+    initial: Callable[[list[Expr], Expr, int], Expr] | None = None
+
+    def in_line(self, k: KernelBuilder) -> Product:
+        """The same product with all rows in one line: tiles run on from an image row into the next, so none is cut
+        short at its end."""
+        width = k.size(self.width)
+
+        def left(batch: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
+            row, column = unflatten(x, [y, width])
+            return self.left(batch, row, column, tap)
+
+        def store(batch: list[Expr], y: Expr, x: Expr, n: Expr, total: Expr) -> None:
+            row, column = unflatten(x, [y, width])
+            self.store(batch, row, column, n, total)
+
+        return replace(self, height=1, width=product([self.height, self.width]), left=left, store=store)
 
 
 class Packing(Protocol):
@@ -73,19 +90,21 @@ class Packing(Protocol):
 
 def narrowed(mac: MultiplyAccumulate, columns: int) -> MultiplyAccumulate:
     """The multiply-add with no more vectors than the columns fill."""
-    vectors = max(1, min(mac.vectors, -(-columns // mac.lanes)))
-    return MultiplyAccumulate(**{**mac.__dict__, "vectors": vectors})
+    return mac.narrowed(columns)
 
 
-def tile_shape(height: int, width: int, rows: int) -> tuple[int, int]:
-    """How many image rows and columns a tile of at most `rows` rows covers: whole image rows where they are short."""
+def tile_shape(height: int, width: int, rows: int, together: int = 1) -> tuple[int, int]:
+    """How many image rows and columns a tile of at most `rows` rows covers: whole image rows where they are short.
+
+    `rows` is a multiple of `together`, and so are the columns where the image is wider.
+    """
 
     def best(size: int, sizes: range, unit: int) -> int:
         # Two rows more for what a tile costs beside its rows: loading the right operand.
         return min(sizes, key=lambda count: (-(-size // count) * (count * unit + 2), -count))
 
     if width > rows:
-        return 1, best(width, range(rows // 2, rows + 1), 1)
+        return 1, best(width, range(rows, max(rows // 2, 1) - 1, -together), 1)
     return best(height, range(1, max(1, min(height, rows // width)) + 1), width), width
 
 
@@ -154,7 +173,7 @@ def emit_product(
     (`by_tiles` says it where the caller knows better).
     """
     maximum, minimum = k.ranges.maximum, k.ranges.minimum
-    tile_height, tile_width = tile_shape(maximum(shape.height), maximum(shape.width), mac.rows)
+    tile_height, tile_width = tile_shape(maximum(shape.height), maximum(shape.width), mac.rows, mac.together)
     whole = minimum(shape.width) >= tile_width and minimum(shape.height) >= tile_height
     if not whole:  # dynamic, and perhaps smaller than a tile: full tiles, then single rows
         tile_height = 1
@@ -242,11 +261,15 @@ def emit_tile(
     """
     rows = extent[0] * extent[1]
     y, x = T.Bind(corner[0]), T.Bind(corner[1])
-    sums = k.local(rows * mac.width, mac.accumulator)
-    zero = T.broadcast(T.cast(T.int32(0), mac.accumulator), mac.lanes)
-    slots = [(row, v, integer(row * mac.width + v * mac.lanes)) for row in range(rows) for v in range(mac.vectors)]
-    for _, _, slot in slots:
-        store_vector(sums, slot, mac.lanes, zero)
+    sums = k.local(-(-rows // mac.together) * mac.together * mac.width, mac.accumulator)
+    first = panel * mac.width
+
+    def initial(column: int, count: int) -> Expr:
+        if shape.initial is not None:
+            return shape.initial(batch, first + column, count)
+        return T.broadcast(T.cast(T.int32(0), mac.accumulator), count)
+
+    mac.start(sums, rows, initial)
     with ExitStack() as loops:
         tap = [loops.enter_context(k.loop(size)) for size in shape.taps]
         flat = integer(0)
@@ -254,31 +277,27 @@ def emit_tile(
             flat = flat * size + position
         starts = [T.Bind(shape.left(batch, y + i, x + j, tap)) for i in range(extent[0]) for j in range(extent[1])]
         panel_start = T.Bind(base + flat * steps * (mac.width * mac.depth))
-        with k.loop(steps) as step:
+
+        def fetch(step: Expr) -> None:
             if ahead is not None:
                 k.prefetch(right, ahead[0] + (flat * steps + step) * ahead[1])
-            packed = [
-                T.Bind(mac.load_right(right, panel_start + step * (mac.width * mac.depth) + v * mac.lanes * mac.depth))
-                for v in range(mac.vectors)
-            ]
-            for row in range(rows):
-                broadcast = T.Bind(mac.load_left(left, starts[row] + step * mac.depth))
-                for v in range(mac.vectors):
-                    slot = integer(row * mac.width + v * mac.lanes)
-                    store_vector(sums, slot, mac.lanes, mac.step(vector(sums, slot, mac.lanes), broadcast, packed[v]))
-    first = panel * mac.width
+
+        mac.accumulate(k, sums, left, starts, right, panel_start, steps, fetch)
     if shape.plain:
-        for row, v, slot in slots:
-            at = (y + row // extent[1], x + row % extent[1], first + v * mac.lanes)
-            shape.store(batch, *at, vector(sums, slot, mac.lanes))
+        for row, column, _, value in mac.results(sums, rows):
+            shape.store(batch, y + row // extent[1], x + row % extent[1], first + column, value)
         return
     # Through memory, so that the epilogue is a loop over the rows: the sums stay registers where indices are constant.
     tile = k.local(rows * mac.width, mac.accumulator)
-    for _, _, slot in slots:
-        store_vector(tile, slot, mac.lanes, vector(sums, slot, mac.lanes))
+    for row, column, count, value in mac.results(sums, rows):
+        store_vector(tile, integer(row * mac.width + column), count, value)
     valid: int | Expr = mac.width
     if not (isinstance(shape.columns, int) and shape.columns % mac.width == 0):
         valid = T.min(integer(mac.width), k.size(shape.columns) - first)
+    # Narrow results of several vectors fill one: as many columns at a time as the shape allows.
+    lanes = mac.lanes
+    if k.isa.bytes == 16 and isinstance(shape.columns, int):
+        lanes = max(lanes, next((n for n in (16, 8) if mac.width % n == 0 and shape.columns % n == 0), 1))
     with k.loop(extent[0]) as i, k.loop(extent[1]) as j:
         offset = (i * extent[1] + j) * mac.width
-        vector_loop(k, valid, mac.lanes, lambda n: shape.store(batch, y + i, x + j, first + n, tile[offset + n]))
+        vector_loop(k, valid, lanes, lambda n: shape.store(batch, y + i, x + j, first + n, tile[offset + n]))

@@ -15,7 +15,7 @@ import tvm.tirx as tirx
 from torch import fx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, vector
 from graphc.backends.tvm.templates.register_tile import Packing, emit_pack, pack, packed_elements
 from graphc.tensor_type import Size
 
@@ -82,6 +82,20 @@ class RightOperand:
             return share if bias is None else share + k.tensor(bias).load([n])
 
         return corrected
+
+    def initial(
+        self, k: KernelBuilder, bias: fx.Node | None, shift: int, width: int
+    ) -> Callable[[Expr, int], Expr] | None:
+        """The same, where it is known at compile time, as a function of n and how many from there on, which may reach
+        beyond the last column of a panel of `width`."""
+        known, offset = self._array(k), None if bias is None else k.array(bias)
+        if known is None or (offset is None and (bias is not None or shift == 0)):
+            return None
+        sums = np.zeros(int(self.matrices * self.columns), np.int32) if offset is None else offset
+        if shift:
+            sums = (sums + shift * known.astype(np.int64).sum((2, 3)).ravel()).astype(np.int32)
+        table = k.constant(np.pad(sums, (0, -int(self.columns) % width)), f"{self.node.name}: first sums")
+        return lambda n, count: vector(table, n, count)
 
     def _sum(self, k: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
         """Sum the weights of each column."""

@@ -85,7 +85,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("target", ["host", "x86-64:v2", "x86-64:v3", "arm64"])
+@pytest.mark.parametrize("target", ["host", "x86-64:v2", "x86-64:v3", "arm64", "arm64:max"])
 @pytest.mark.parametrize("name", CASES)
 def test_computes_what_torch_does(suite, name, target):
     suite.check(name, target)
