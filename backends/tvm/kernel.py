@@ -309,7 +309,8 @@ class KernelBuilder:
         tensor = self._around.weights[str(place.owner.target)].detach().contiguous()
         if tensor.dtype is torch.bfloat16:
             tensor = tensor.view(torch.uint16)
-        return torch.as_strided(tensor, shape_of(node), place.strides, int(place.offset)).numpy()
+        offset = tensor.storage_offset() + int(place.offset)  # a weight may be a part of a larger tensor
+        return torch.as_strided(tensor, shape_of(node), place.strides, offset).numpy()
 
     def stored(self, node: fx.Node) -> np.ndarray[Any, Any]:
         """The value of what depends on weights alone, computed now: for templates that pack it in their own way."""

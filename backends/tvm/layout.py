@@ -218,6 +218,9 @@ def _order(
     row_major = tuple(range(rank))
     if node in results or rank < 3:
         return row_major
+    moved = _one_permutation(node)
+    if moved is not None:
+        return moved
     if name_of(group.anchor or node) in CHANNELS_LAST or any(
         _wants_channels_last(user, value) for user, value in _readers(node)
     ):
@@ -227,6 +230,17 @@ def _order(
             if shape_of(value) == shape_of(node) and value.op != "get_attr":
                 return memory_order(places[value].strides, shape_of(value), measure)
     return row_major
+
+
+def _one_permutation(node: fx.Node) -> tuple[int, ...] | None:
+    """The order in which all readers permute a value, its last dimension staying last: then no permutation moves it."""
+    orders = {
+        tuple(arguments(user)["dims"]) if name_of(user) == "aten.permute.default" else None for user in consumers(node)
+    }
+    if len(orders) != 1 or None in orders:
+        return None
+    order = tuple(dim % rank_of(node) for dim in orders.pop() or ())
+    return order if order[-1] == rank_of(node) - 1 else None
 
 
 def _wants_channels_last(user: fx.Node, value: fx.Node) -> bool:

@@ -45,6 +45,9 @@ MINIMUM = Reducer(highest, lambda a, b: scalars.minimum(b, a))
 ANY = Reducer(lambda dtype: 0, T.bitwise_or)
 ALL = Reducer(lambda dtype: 1, T.bitwise_and)
 
+# Vectors that accumulate one row: a sum takes four cycles, and two begin in each.
+WAYS = 4
+
 Window = Sequence[tuple[Expr, Expr]]  # (first, past the last) of each loop
 
 
@@ -93,21 +96,39 @@ def by_row(
     value: Callable[[list[Expr]], Expr],
     lanes: int,
 ) -> Expr:
-    """Combine value(index) over an index space whose last dimension is vectorized; returns the result."""
-    sums = k.local(lanes, dtype)
-    neutral = constant(reducer.neutral(dtype), dtype)
-    vector_loop(k, lanes, lanes, lambda i: T.buffer_store(sums, neutral, [i]))
+    """Combine value(index) over an index space whose last dimension is vectorized; returns the result.
+
+    Several vectors accumulate in turn, so that none waits for the one before; at the end they are folded in halves.
+    """
     *outer, inner = extents
+    ways = WAYS if lanes > 1 else 1
+    while ways > 1 and isinstance(inner, int) and ways * lanes > inner:
+        ways //= 2
+    sums = k.local(ways * lanes, dtype)
+    neutral = constant(reducer.neutral(dtype), dtype)
+    for way in range(ways):
+        vector_loop(k, lanes, lanes, lambda i, way=way: T.buffer_store(sums, neutral, [i + way * lanes]))  # type: ignore[misc]
+
+    def combine(at: Expr, item: Expr) -> None:
+        T.buffer_store(sums, reducer.combine(sums[at], item), [at])
+
     with ExitStack() as loops:
         index = [loops.enter_context(k.loop(extent)) for extent in outer]
         whole = inner // lanes
-        with k.loop(whole) as block, k.vectorized(lanes) as lane:
-            T.buffer_store(sums, reducer.combine(sums[lane], value([*index, block * lanes + lane])), [lane])
+        rounds = whole // ways
+        with k.loop(rounds) as block:
+            for way in range(ways):
+                with k.vectorized(lanes) as lane:
+                    combine(lane + way * lanes, value([*index, (block * ways + way) * lanes + lane]))
+        if ways > 1 and not (isinstance(inner, int) and whole % ways == 0):
+            with k.loop(whole - rounds * ways) as block, k.vectorized(lanes) as lane:
+                combine(lane, value([*index, (rounds * ways + block) * lanes + lane]))
         if not isinstance(inner, int) or inner % lanes:
             with k.loop(inner - whole * lanes) as rest:
-                item = value([*index, whole * lanes + rest])
-                T.buffer_store(sums, reducer.combine(sums[integer(0)], item), [integer(0)])
-    if lanes > 1:
-        with k.loop(lanes - 1) as lane:
-            T.buffer_store(sums, reducer.combine(sums[integer(0)], sums[lane + 1]), [integer(0)])
+                combine(integer(0), value([*index, whole * lanes + rest]))
+    half = ways * lanes
+    while half > 1:
+        half //= 2
+        with k.vectorized(half) as lane:
+            combine(lane, sums[lane + half])
     return T.Bind(sums[integer(0)])

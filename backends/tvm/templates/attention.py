@@ -20,15 +20,23 @@ from graphc.backends.tvm import mathematics as m
 from graphc.backends.tvm.evaluate import At, broadcast, constant
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
-from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, TensorView, integer, store_vector, vector
+from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten
 from graphc.backends.tvm.operations import BFLOAT16, arguments, dtype_of, name_of, shape_of
-from graphc.backends.tvm.reducers import MAXIMUM, SUM, by_row
+from graphc.backends.tvm.reducers import SUM, Reducer, by_row, lowest
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import multiply_accumulate
 from graphc.backends.tvm.templates.matrix_product import left_view
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
-from graphc.backends.tvm.templates.register_tile import Product, emit_tile, narrowed, store_result, strips, tile_shape
+from graphc.backends.tvm.templates.register_tile import (
+    Product,
+    emit_tile,
+    narrowed,
+    packed_elements,
+    store_result,
+    strips,
+    tile_shape,
+)
 from graphc.backends.tvm.templates.right_operand import RightOperand
 from graphc.tensor_type import Size
 
@@ -71,12 +79,13 @@ def emit(group: Group, k: KernelBuilder) -> None:
     source = left_view(group, k, query, plain)
     keys = _operand(k, key, len(outer), shape_of(query), "keys", transposed=True)
     values = _operand(k, value, len(outer), shape_of(query), "values", transposed=False)
-    packed_keys, packed_values = keys.operand.packed(k, toward_keys), values.operand.packed(k, toward_values)
+    packed_keys, packed_values = _packed_keys(k, keys, toward_keys), _packed_values(k, values, toward_values)
 
     given = args["scale"]
     root = T.float32(1.0) / T.sqrt(T.cast(k.size(depth), "float32")) if given is None else T.float32(given)
     mask: fx.Node | None = args["attn_mask"]
     count = k.size(positions)
+    row_length = positions if isinstance(positions, int) else count
     # Weights of bfloat16 come in whole groups: nought fills the last one.
     pitch = most + most % plain.depth
     _, tile = tile_shape(1, k.ranges.maximum(length), rows)
@@ -107,15 +116,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
         _panels(k, toward_keys, source.buffer, packed_keys, to_keys, first, columns)
         factors = k.local(columns, "float32")
         with k.loop(columns) as row:
-            T.buffer_store(factors, _exponentials(k, scores, row * pitch, count), [row])
             if weights is not scores:
                 T.buffer_store(weights, constant(0, kind), [row * pitch + count - 1 + count % 2])
-                vector_loop(
-                    k,
-                    count,
-                    k.isa.lanes("float32"),
-                    lambda i: T.buffer_store(weights, brain_float.narrow(scores[row * pitch + i]), [row * pitch + i]),
-                )
+            T.buffer_store(factors, _exponentials(k, scores, weights, row * pitch, row_length), [row])
 
         def score_row(_: list[Expr], y: Expr, x: Expr, tap: list[Expr]) -> Expr:
             return (x - first) * pitch
@@ -137,13 +140,23 @@ def emit(group: Group, k: KernelBuilder) -> None:
             tile_of_queries(batch, T.Bind(left_edge(strip)), columns)
 
 
-def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Expr) -> Expr:
-    """Replace a row of scores by e^(score - max); returns 1 / their sum, 0 where every score is -infinity."""
+# Where a score is NaN, so are its exponential and all that it goes into: the maximum need not show it.
+_TOP = Reducer(lowest, T.max)
+
+
+def _exponentials(k: KernelBuilder, scores: tirx.Buffer, weights: tirx.Buffer, start: Expr, count: int | Expr) -> Expr:
+    """Write e^(score - max) of a row into `weights`; returns 1 / their sum, 0 where every score is -infinity."""
     lanes = k.isa.lanes("float32")
-    top = by_row(k, [count], MAXIMUM, "float32", lambda index: scores[start + index[0]], lanes)
+    top = by_row(k, [count], _TOP, "float32", lambda index: scores[start + index[0]], lanes)
     shift = T.Bind(T.max(T.float32(-3.0e38), top))
-    vector_loop(k, count, lanes, lambda i: T.buffer_store(scores, m.exp(scores[start + i] - shift), [start + i]))
-    total = by_row(k, [count], SUM, "float32", lambda index: scores[start + index[0]], lanes)
+
+    def weight(index: list[Expr]) -> Expr:
+        at = start + index[0]
+        value = T.Bind(m.exp_of_negative(scores[at] - shift))
+        T.buffer_store(weights, value if weights is scores else brain_float.narrow(value), [at])
+        return value
+
+    total = by_row(k, [count], SUM, "float32", weight, lanes)
     return T.Select(
         total > T.float32(0.0), T.float32(1.0) / total, T.Select(scalars.is_nan(total), total, T.float32(0.0))
     )
@@ -151,10 +164,12 @@ def _exponentials(k: KernelBuilder, scores: tirx.Buffer, start: Expr, count: Exp
 
 @dataclass(frozen=True)
 class _Operand:
-    """Keys or values: what to pack, and which packed matrix belongs to a position of the batch."""
+    """Keys or values: what to pack, which packed matrix belongs to a position of the batch, and how many positions of
+    their own the matrices have."""
 
     operand: RightOperand
     matrix: Callable[[list[Expr]], Expr]
+    batch: list[Size]
 
 
 def _operand(
@@ -183,7 +198,75 @@ def _operand(
 
     columns, run = (shape[-2], shape[-1]) if transposed else (shape[-1], shape[-2])
     operand = RightOperand(node, product([batch[d] for d in kept]), columns, 1, run, element, f"{kind} {kept}")
-    return _Operand(operand, matrix)
+    return _Operand(operand, matrix, [batch[d] if d in kept else 1 for d in range(len(batch))])
+
+
+def _packed_keys(k: KernelBuilder, keys: _Operand, mac: MultiplyAccumulate) -> tirx.Buffer:
+    """Keys as the right operand, group by group of a key's elements where they lie so."""
+    node, run = keys.operand.node, keys.operand.run
+    if k.at_load(node) or k.strides(node)[-1] != 1 or not isinstance(run, int) or run % mac.depth:
+        return keys.operand.packed(k, mac)
+
+    def pack(view: TensorView, index: list[Expr], panel: Expr, target: tirx.Buffer, start: Expr) -> None:
+        with k.loop(mac.width) as lane:
+            n = T.min(panel * mac.width + lane, k.size(keys.operand.columns) - 1)  # what stands behind is not used
+            source = T.Bind(view.offset([*index, n, integer(0)]))
+            with k.loop(run // mac.depth) as step:
+                at = start + (step * mac.width + lane) * mac.depth
+                with k.vectorized(mac.depth) as part:
+                    T.buffer_store(target, view.buffer[source + step * mac.depth + part], [at + part])
+
+    return _pack(k, keys, mac, run, pack)
+
+
+def _packed_values(k: KernelBuilder, values: _Operand, mac: MultiplyAccumulate) -> tirx.Buffer:
+    """Values as the right operand, a vector of them at a time where they lie so; pairs of bfloat16 are interleaved."""
+    node, columns, count = values.operand.node, values.operand.columns, values.operand.run
+    if k.at_load(node) or k.strides(node)[-1] != 1 or not isinstance(columns, int) or columns % mac.width:
+        return values.operand.packed(k, mac)
+
+    def pack(view: TensorView, index: list[Expr], panel: Expr, target: tirx.Buffer, start: Expr) -> None:
+        with k.loop((k.size(count) + (mac.depth - 1)) // mac.depth) as step:
+            for v in range(mac.vectors):
+                n = panel * mac.width + v * mac.lanes
+                at = start + (step * mac.vectors + v) * mac.lanes * mac.depth
+                first = vector(view.buffer, view.offset([*index, step * mac.depth, n]), mac.lanes)
+                if mac.depth == 1:
+                    store_vector(target, at, mac.lanes, first)
+                    continue
+                second = T.Bind(T.min(step * 2 + 1, k.size(count) - 1))
+                kind = f"uint32x{mac.lanes}"
+                high = T.cast(vector(view.buffer, view.offset([*index, second, n]), mac.lanes), kind)
+                shifted = T.shift_left(high, T.broadcast(T.uint32(16), mac.lanes))
+                kept = T.Select(second > step * 2, T.uint32(0xFFFF0000), T.uint32(0))  # beyond the last value: nought
+                shifted = T.bitwise_and(shifted, T.broadcast(kept, mac.lanes))
+                pair = T.bitwise_or(T.cast(first, kind), shifted)
+                store_vector(target, at, 2 * mac.lanes, T.reinterpret(f"uint16x{2 * mac.lanes}", pair))
+
+    return _pack(k, values, mac, count, pack)
+
+
+def _pack(
+    k: KernelBuilder,
+    what: _Operand,
+    mac: MultiplyAccumulate,
+    run: Size,
+    pack: Callable[[TensorView, list[Expr], Expr, tirx.Buffer, Expr], None],
+) -> tirx.Buffer:
+    """`pack(view, batch, panel, target, start)` for each panel of each matrix."""
+    columns = what.operand.columns
+    target = k.workspace(packed_elements(what.operand.matrices, columns, 1, run, mac), mac.right)
+    view = k.tensor(what.operand.node)
+    steps = (k.size(run) + (mac.depth - 1)) // mac.depth
+    extents = [*(k.size(size) for size in what.batch), (k.size(columns) + (mac.width - 1)) // mac.width]
+    volume = integer(1)
+    for extent in extents:
+        volume = volume * extent
+    work = k.ranges.maximum(product([*what.batch, columns, run]))
+    with k.loop(volume, parallel=work >= PARALLEL_WORK) as flat:
+        *index, panel = unflatten(flat, extents)
+        pack(view, index, panel, target, T.Bind(flat * steps * (mac.width * mac.depth)))
+    return target
 
 
 def _panels(

@@ -57,10 +57,26 @@ def conv(x, w, b=None, zero=0, stride=(1, 1), padding=(0, 0), dilation=(1, 1), g
 SUMS = torch.randint(-(2**31), 2**31 - 1, (2, 5, 6, 7), dtype=torch.int64).to(torch.int32)
 REALS = torch.cat([torch.randn(2000) * 30, torch.arange(-9, 9) + 0.5, torch.tensor([torch.nan, 1e30, -torch.inf])])
 X = signed(2, 6, 13, 11)
+SCALES = (torch.rand(16) + 0.5) * 10.0 ** torch.randint(-5, 3, (16,))
+
+
+def ties(scale: torch.Tensor) -> torch.Tensor:
+    """What a division by `scale` takes to the middle between whole numbers, and its neighbours in float32."""
+    middle = ((torch.arange(-150, 150).double() + 0.5) * scale.double()).float()
+    return torch.cat([middle, middle.nextafter(middle + 1), middle.nextafter(middle - 1), REALS])
+
+
 half = stored(torch.tensor(0.5)), stored(torch.tensor(-7, dtype=torch.int32))
 channels = stored(torch.rand(5) + 0.1), stored(torch.randint(-9, 9, (5,), dtype=torch.int32))
 
 CASES = {
+    **{
+        f"quantize near ties of {scale:.3g}": (
+            quantized.quantize.default, ties(scale), stored(scale), stored(torch.tensor(zero, dtype=torch.int32)),
+            None, -128, 127,
+        )
+        for zero, scale in enumerate(SCALES)
+    },
     "rescale": (quantized.rescale.default, SUMS, *factors(None), 0, 3, None, -128, 127),
     "rescale channels": (quantized.rescale.default, SUMS, *factors(5), 0, -128, 1, -128, 127),
     "rescale to uint8": (quantized.rescale.default, SUMS, *factors(5), 0, 128, 1, 0, 255),

@@ -65,3 +65,15 @@ def test_an_image_of_dynamic_size_is_padded_by_its_reader(check):
     height = torch.export.Dim("height", min=3, max=20)
     graph = pipeline("float").run(trace(model, (X,), dynamic_shapes=({2: height},)), PassContext(), ())
     check(graph, [X], [X[:, :, :3]], [torch.randn(2, 8, 20, 7)], atol=3e-5)
+
+
+def test_attention_writes_where_the_next_layer_reads():
+    """Heads are views of one tensor, and their results lie side by side again: no step moves them."""
+
+    class Heads(nn.Module):
+        def forward(self, x):
+            q = x.view(1, 9, 4, 8).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2) * 2
+
+    steps = lower(lowered(Heads(), torch.randn(1, 9, 32), "float"), Target.parse("host")).plan["steps"]
+    assert [step["template"] for step in steps] == ["attention", "elementwise"]
