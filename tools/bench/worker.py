@@ -14,8 +14,10 @@ text, "missing": whether a package is not there}. The process keeps the CPUs tha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -100,7 +102,15 @@ def _replies() -> Iterator[Any]:
         yield stream
 
 
+def _die_with_parent() -> None:
+    """A stopped worker would outlive a bench that is killed: Linux shall kill it too (PR_SET_PDEATHSIG)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, int(signal.SIGKILL))
+
+
 def main() -> None:
+    _die_with_parent()
     session = Session()
     with _replies() as stream:
         for line in sys.stdin:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,6 +72,23 @@ def test_a_worker_runs_only_while_it_is_asked(importable, tmp_path):
     finally:
         process.end()
     assert not Path(f"/proc/{process.pid}").exists()
+
+
+def test_a_stopped_worker_dies_with_the_bench(importable, tmp_path):
+    code = f"""if True:
+        import os
+        from graphc.tools.bench.process import Process
+        process = Process(os.sched_getaffinity(0))
+        process.ask("prepare", 60, case={case(tmp_path, "wrong")!r})
+        print(process.pid, flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    (tmp_path / "wrong").mkdir()
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and state(pid) != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists() or state(pid) == "Z"
 
 
 def test_a_request_that_takes_too_long_ends_the_worker(importable, tmp_path):

@@ -1,4 +1,4 @@
-"""ONNX Runtime: fp32; int8 by its own static quantization (vision) or dynamic quantization (text); int4 MatMulNBits."""
+"""ONNX Runtime: fp32; int8 by its static or (text) dynamic quantization; weights alone by MatMulNBits."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ def prepare(case: Case) -> None:
         if case.work.kind == "text":
             _fuse_transformer(source)
         source.rename(result)
-    elif case.precision == "int4":
+    elif case.work.kind == "decode":
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        quantizer = MatMulNBitsQuantizer(onnx.load(str(source)), block_size=32, is_symmetric=True, accuracy_level=4)
+        # Accuracy level 4: activations are quantized to int8 as they come, which is its fastest.
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(str(source)), int(case.precision[3:]), block_size=32, is_symmetric=True, accuracy_level=4
+        )
         quantizer.process()
         onnx.save(quantizer.model.model, str(result))
     elif case.work.kind == "static":
         _quantize_statically(case, source, result)
     else:
-        if case.work.kind == "text":
-            _fuse_transformer(source)
+        _fuse_transformer(source)
         # As its documentation advises for transformers; activations get their scales at run time.
         quantization.quantize_dynamic(source, result, per_channel=True, weight_type=quantization.QuantType.QInt8)
     source.unlink(missing_ok=True)
