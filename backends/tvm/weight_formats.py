@@ -15,6 +15,7 @@ from graphc.backends.tvm.operations import arguments, name_of, shape_of
 from graphc.formats.block_sparse import BlockSparse
 from graphc.formats.linear import Linear
 from graphc.formats.sparse import Sparse
+from graphc.formats.vector import Vector
 from graphc.graph import Graph
 
 # Bits of a code -> the bit fields that it is stored as, the lowest first: each divides a byte.
@@ -65,6 +66,17 @@ class KeptBlocks:
 
 
 @dataclass(frozen=True)
+class Codewords:
+    """A matrix of codewords. indices: uint8 [rows, pieces], perhaps unpacked; codebook: f16 or f32 [codewords, d], and
+    scale: f32 [rows, 1] or None, leaves."""
+
+    indices: fx.Node
+    codebook: fx.Node
+    scale: fx.Node | None
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
 class DynamicIntegers:
     """An activation `x` in int8, with a scale for each `group` neighbours."""
 
@@ -77,7 +89,7 @@ class DynamicIntegers:
 class CompressedLinear:
     """A linear layer as its kernel sees it. activation: None where it is taken as it comes."""
 
-    weight: GroupedIntegers | TwoOfFour | KeptBlocks
+    weight: GroupedIntegers | TwoOfFour | KeptBlocks | Codewords
     activation: DynamicIntegers | None
 
     @property
@@ -126,7 +138,7 @@ def reason(nodes: tuple[fx.Node, ...]) -> str:
     return ""
 
 
-def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | None:
+def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | Codewords | None:
     found = formats.recognize(node)
     if found is None:
         return None
@@ -138,6 +150,8 @@ def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | None:
         mask: fx.Node = node.args[1]  # type: ignore[assignment]
         whole = found.format.height % BLOCK_ROWS == 0
         return KeptBlocks(found.parts["values"], mask, (mask, node)) if whole else None
+    if isinstance(found.format, Vector):
+        return _codewords(node, found)
     if not isinstance(found.format, Linear):
         return None
     bits, columns, group = found.format.bits, int(shape_of(node)[-1]), int(arguments(node)["group"])
@@ -148,6 +162,15 @@ def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | None:
     nodes = (node,) if q.op == "get_attr" else (q, node)
     parts = found.parts
     return GroupedIntegers(parts["codes"], bits, parts["scale"], parts.get("zero_point"), group, nodes)
+
+
+def _codewords(node: fx.Node, found: formats.Stored) -> Codewords | None:
+    words: fx.Node = node.args[0] if "scale" in found.parts else node  # type: ignore[assignment]
+    if name_of(words) != "graphc.lookup.default":  # part of a last piece
+        return None
+    indices: fx.Node = words.args[0]  # type: ignore[assignment]
+    inside = dict.fromkeys(value for value in (indices, words, node) if value.op == "call_function")
+    return Codewords(indices, found.parts["codebook"], found.parts.get("scale"), tuple(inside))
 
 
 def _activation(node: fx.Node, weight: GroupedIntegers) -> DynamicIntegers | None:

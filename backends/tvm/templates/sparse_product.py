@@ -70,7 +70,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     weight, anchor = _weight(group), group.anchor
     assert weight is not None and anchor is not None
     args = arguments(anchor)
-    x, depth = _rows_in_line(k, group, args["input"])
+    x, depth = rows_in_line(k, group, args["input"])
     columns = int(shape_of(args["weight"])[0])
     rows = product(shape_of(args["input"])[:-1])
     lanes = k.isa.lanes("float32")
@@ -120,7 +120,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
                     vector_loop(k, valid, lanes, lambda n: store(at, first + n, tile[i * panel_rows + n]))  # noqa: B023
 
 
-def _rows_in_line(k: KernelBuilder, group: Group, node: fx.Node) -> tuple[tirx.Buffer, int]:
+def rows_in_line(k: KernelBuilder, group: Group, node: fx.Node) -> tuple[tirx.Buffer, int]:
     """The input's rows one after the other: as they lie, or copied."""
     shape = shape_of(node)
     depth = int(shape[-1])

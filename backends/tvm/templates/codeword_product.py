@@ -1,0 +1,166 @@
+"""linear with a vector-quantized weight: codewords are decoded into a panel that stays in the cache, then multiplied.
+
+    out[m, n] = scale[n] * (sum over j and t of codebook[codes[n, j], t] * x[m, j*d + t])
+
+The exact product, for as many rows as there are; for a few, tables of partial products are faster (passes/tabulate).
+Threads share panels of weight rows. A block of about BLOCK columns is decoded at a time, and every tile of x meets it
+before the next; AVX-512 looks codewords up in registers, an element of them at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm.tirx as tirx
+from tvm.tirx.script import builder as T
+
+from graphc.backends.tvm import scalars, weight_formats
+from graphc.backends.tvm.evaluate import At, broadcast
+from graphc.backends.tvm.groups import Group
+from graphc.backends.tvm.instruction_sets import InstructionSet
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
+from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
+from graphc.backends.tvm.operations import arguments, shape_of
+from graphc.backends.tvm.sizes import product
+from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates.register_tile import store_result, strips
+from graphc.backends.tvm.templates.sparse_product import Sums, rows_in_line
+from graphc.backends.tvm.weight_formats import Codewords
+
+NAME = "codeword product"
+OPERATORS: tuple[str, ...] = ()
+Array = np.ndarray[Any, Any]
+Decoder = Callable[[tirx.Buffer, Expr, tirx.Buffer, "int | Expr"], None]
+# Columns of a decoded block: it and the codebook fit the first cache.
+BLOCK = 256
+
+
+def matches(group: Group, isa: InstructionSet) -> str | None:
+    return None if _weight(group) is not None else "no vector-quantized weight"
+
+
+def _weight(group: Group) -> Codewords | None:
+    found = weight_formats.compressed(group.anchor) if group.absorbed and group.anchor is not None else None
+    return found.weight if found is not None and isinstance(found.weight, Codewords) else None
+
+
+def emit(group: Group, k: KernelBuilder) -> None:
+    weight, anchor = _weight(group), group.anchor
+    assert weight is not None and anchor is not None
+    args = arguments(anchor)
+    x, depth = rows_in_line(k, group, args["input"])
+    rows = product(shape_of(args["input"])[:-1])
+    mac = multiply_accumulate.floating(k.isa)
+    width, lanes = mac.width, mac.lanes
+    codes, codebook = k.stored(weight.indices), k.stored(weight.codebook)
+    columns, pieces = codes.shape
+    d = codebook.shape[1]
+    panels = -(-columns // width)
+    together = k.parameter("pieces", max(1, BLOCK // d), sorted({max(1, n // d) for n in (64, 128, 256, 512)}))
+    largest = k.ranges.maximum(rows)
+    height = min(range(1, mac.rows + 1), key=lambda r: (-(-largest // r), r))
+    padded = np.zeros((panels * width, pieces), np.uint8)
+    padded[:columns] = codes
+    packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
+    indices = k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
+    scale = None if weight.scale is None else k.constant(k.stored(weight.scale).reshape(-1), "scales of rows")
+    decode = _decoder(k, codebook, width)
+    # The last tile may overlap the one before it: each has totals of its own.
+    whole = k.ranges.minimum(rows) >= height
+    slots = (rows + (height - 1)) // height * height
+    totals = k.workspace(slots * (panels * width), "float32")
+    tiles = strips(k, rows, height, whole)
+    sizes = [k.size(size) for size in shape_of(anchor)[:-1]]
+
+    with k.loop(panels, parallel=largest * columns * depth // lanes >= PARALLEL_WORK // 8) as panel:
+        words = k.local(together * d * width, "float32")
+        mine = T.Bind(panel * (k.size(slots) * width))
+        vector_loop(k, k.size(slots) * width, lanes, lambda i: T.buffer_store(totals, T.float32(0), [mine + i]))
+        with k.loop(-(-pieces // together)) as block:
+            first = block * together
+            extent: int | Expr = together
+            if pieces % together:
+                extent = T.Bind(T.min(integer(together), integer(pieces) - first))
+            decode(indices, T.Bind((panel * pieces + first) * width), words, extent)
+            for number, edge, tall in tiles:
+                with k.loop(number) as position:
+                    row = T.Bind(edge(position))
+                    slot = T.Bind(mine + (position * tall if whole else row) * width)
+                    sums = Sums(k, tall, mac.vectors, lanes)
+                    starts = [T.Bind((row + i) * depth + first * d) for i in range(tall)]
+                    with k.loop(extent * d) as step:
+                        right = [T.Bind(vector(words, step * width + v * lanes, lanes)) for v in range(mac.vectors)]
+                        for i in range(tall):
+                            left = T.Bind(T.broadcast(x[starts[i] + step], lanes))
+                            for v in range(mac.vectors):
+                                sums[i, v] = sums[i, v] + right[v] * left
+                    for i in range(tall):
+                        for v in range(mac.vectors):
+                            at = slot + i * width + v * lanes
+                            store_vector(totals, at, lanes, vector(totals, at, lanes) + sums[i, v])
+        valid: int | Expr = width
+        if columns % width:
+            valid = T.min(integer(width), integer(columns) - panel * width)
+
+        def store(row: Expr, at: Expr, lane: Expr) -> None:
+            index = [*unflatten(row, sizes), panel * width + lane]
+            value = totals[at + lane]
+            if scale is not None:
+                value = value * scale[index[-1]]
+            if args["bias"] is not None:
+                value = value + At(k, group.nodes)(args["bias"], broadcast(index, args["bias"]))
+            store_result(group, k, index, value)
+
+        for number, edge, tall in tiles:
+            with k.loop(number) as position, k.loop(tall) as i:
+                row = T.Bind(edge(position) + i)
+                at = T.Bind(mine + (position * tall + i if whole else row) * width)
+                vector_loop(k, valid, lanes, lambda lane: store(row, at, lane))  # noqa: B023
+
+
+def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:
+    """decode(indices, start, words, pieces): write [piece][element][row of the panel] for `pieces` pieces."""
+    d = codebook.shape[1]
+    if k.isa.bytes == 64 and width == 32 and codebook.dtype == np.float16:
+        return _in_registers(k, codebook)
+    book = k.constant(codebook.astype(np.float32), "codebook")
+
+    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr) -> None:
+        with k.loop(pieces) as piece, k.loop(width) as lane:
+            word = T.Bind(T.cast(indices[start + piece * width + lane], "int64") * d)
+            for t in range(d):
+                T.buffer_store(words, book[word + t], [(piece * d + t) * width + lane])
+
+    return decode
+
+
+def _in_registers(k: KernelBuilder, codebook: Array) -> Decoder:
+    """32 rows at a time: `vpermi2w` looks up among 64 words, bits 6 and 7 of the index choose among its results."""
+    count, d = codebook.shape
+    padded = np.zeros((d, max(64, count)), np.float16)
+    padded[:, :count] = codebook.T
+    entries = padded.shape[1]
+    book = k.constant(padded.view(np.int16), "codebook, an element of all words after the other")
+    permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.hi.512")
+
+    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr) -> None:
+        with k.loop(d) as t:
+            tables = [T.Bind(vector(book, t * entries + i, 32)) for i in range(0, entries, 32)]
+            with k.loop(pieces) as piece:
+                index = T.Bind(T.cast(vector(indices, start + piece * 32, 32), "int16x32"))
+                level = [
+                    T.Bind(T.call_llvm_pure_intrin(permute, tables[i], index, tables[i + 1], dtype="int16x32"))
+                    for i in range(0, len(tables), 2)
+                ]
+                bit = 64
+                while len(level) > 1:
+                    mask = T.bitwise_and(index, T.broadcast(T.int16(bit), 32))
+                    upper = tirx.NE(mask, T.broadcast(T.int16(0), 32))
+                    level = [T.Bind(T.Select(upper, level[i + 1], level[i])) for i in range(0, len(level), 2)]
+                    bit *= 2
+                floats = scalars.widened(T.reinterpret("float16x32", level[0]), k.isa.target)
+                store_vector(words, (piece * d + t) * 32, 32, floats)
+
+    return decode
