@@ -75,8 +75,6 @@ def emit(group: Group, k: KernelBuilder) -> None:
     rows = product(shape_of(args["input"])[:-1])
     lanes = k.isa.lanes("float32")
     few = k.ranges.maximum(rows) < 3
-    most = 2 if few else 6 if k.isa.registers == 32 else 3
-    height = min(range(1, most + 1), key=lambda r: -(-k.ranges.maximum(rows) // r))
     scale = None
     if isinstance(weight, TwoOfFour):
         vectors = k.parameter("vectors", default=4 if few else 2, options=(1, 2, 4))
@@ -87,6 +85,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
         vectors = int(shape_of(weight.values)[1]) // lanes
         body = _blocks(k, weight, x, vectors)
     panel_rows = vectors * lanes
+    # Sums in half of the registers or less; the rest is for values and what they are multiplied by.
+    most = max(1, k.isa.registers * 3 // 8 // vectors)
+    height = min(range(1, most + 1), key=lambda r: (-(-k.ranges.maximum(rows) // r), r))
     sizes = [k.size(size) for size in shape_of(anchor)[:-1]]
 
     def store(row: Expr, n: Expr, value: Expr) -> None:
