@@ -41,6 +41,11 @@ FORMATS: dict[str, str] = {
         f"int{bits} g32": f'compress{{format="linear(bits={bits},group=32)",unfit=keep}},quantize_activations'
         for bits in (4, 3, 2)
     },
+    # How near the codewords come to the weights does not matter here.
+    "vq 2 bits": 'compress{format="vector(iterations=0)",unfit=keep},tabulate',
+    "vq 1 bit": 'compress{format="vector(d=8,iterations=0)",unfit=keep},tabulate',
+    "2:4 f16": "compress{format=sparse,unfit=keep}",
+    "blocks f16": "compress{format=block_sparse,unfit=keep}",
 }
 
 LAYERS = (torch.ops.aten.convolution.default, torch.ops.aten.linear.default)

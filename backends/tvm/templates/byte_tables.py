@@ -27,6 +27,12 @@ class ByteTables:
     permute: Callable[[list[Expr], Expr], Expr]
     replicated: bool  # each 16 bytes of a part's register hold the same 16 entries
 
+    @property
+    def reach(self) -> int:
+        """Entries that cost no more than the indices' way through memory: what permutations of AVX512-VBMI hold, else
+        what one does."""
+        return {"vpermb": 64, "vpermi2b": 256, "tbl": 64}.get(self.name, self.chunk)
+
     @staticmethod
     def of(isa: InstructionSet, entries: int) -> ByteTables:
         """The cheapest way for tables of `entries` bytes."""

@@ -51,6 +51,11 @@ def emit(group: Group, k: KernelBuilder) -> None:
     columns, steps = codes.shape
     codewords = int(shape_of(arguments(anchor)["tables"])[-1])
     look = ByteTables.of(k.isa, codewords)
+    if codewords > look.reach:
+        steps_of = -(-codewords // look.reach)
+        k.reason = (
+            f"a look-up among {codewords} takes {steps_of} of {look.name} on this CPU; {look.reach} codewords take one"
+        )
     lanes = look.lanes
     vectors = -(-columns // lanes)
     most = k.parameter("vectors", default=8 if k.isa.registers == 32 else 4, options=(1, 2, 4, 6, 8))

@@ -87,6 +87,16 @@ def test_two_kernels_a_layer_and_nothing_at_load():
     assert templates(graph) == ["partial products", "table lookup"] * len(CASES)
 
 
+@pytest.mark.parametrize(
+    ("target", "slow"), [("x86-64:v3", "16 of pshufb on this CPU; 16 codewords"), ("arm64", "4 of tbl on this CPU; 64")]
+)
+def test_tables_beyond_one_permutation_are_reported(target, slow):
+    graph, _ = graph_of(32)
+    reasons = [step["reason"] for step in lower(graph, Target.parse(target)).plan["steps"]]
+    assert slow in reasons[1]
+    assert reasons[2 * CASES.index(((1,), 333, 520, 2, 16)) + 1] == ""
+
+
 def test_layers_of_one_input_and_codebook_share_tables(check):
     x = exact(1, 64)
     graph = Graph("shared", Structure.of(((x,), {})), Structure.of((0, 1)))
