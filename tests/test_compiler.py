@@ -144,6 +144,19 @@ def test_report_speaks_of_the_users_layers(int8):
     assert "classifier" in report.to_text() and "<td>classifier</td>" in report.to_html()
 
 
+def test_report_of_compressed_weights() -> None:
+    """Format, bytes as stored, the operators without the decodings, and why a layer reads a dense weight."""
+    network = nn.Sequential(nn.Linear(64, 40, bias=False), nn.ReLU(), nn.Linear(40, 24, bias=False)).eval()
+    compress = 'compress{format="linear(bits=4,group=20)",layers=["2"]},compress{format="linear(bits=4,group=32)"}'
+    spec = f"canonicalize,{compress},quantize_activations,fuse_operators"
+    artifact = graphc.compile(network, "host", (torch.randn(2, 64),), pipeline=spec)
+    rows = {row.op: row for row in artifact.report().rows}
+    first, second = rows["quantize_dynamic+linear+relu"], rows["linear"]
+    assert (first.format, first.bytes, first.reason) == ("int4 g32", 40 * 32 + 40 * 2 * 2 + 1, "")
+    assert second.format == "int4 g20"
+    assert second.reason == "its weight (int4 g20) is decoded at load: no kernel of this layer reads it as stored"
+
+
 def test_dump_ir_one_file_a_pass(model, batches, tmp_path):
     from graphc import text
 

@@ -295,6 +295,24 @@ def test_integer_network_is_bit_equal(integers: tuple[Graph, Tensor]) -> None:
         np.testing.assert_array_equal(flat, expected["shape"].numpy())
 
 
+@pytest.mark.parametrize("text", ["linear", "linear(bits=4,group=32)", "linear(bits=3,group=16,symmetric=false)"])
+def test_compressed_network(text: str) -> None:
+    """Weights leave as they are stored, and ONNX Runtime decodes them and quantizes activations as torch does."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)).eval()
+    x = random(5, 64)
+    graph = graphc.trace(network, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=9)},))
+    graph = pipeline(f'canonicalize,compress{{format="{text}"}},quantize_activations{{group=32}}').run(
+        graph, PassContext()
+    )
+    model = export(graph)
+    stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer if ".weight." in tensor.name)
+    assert stored == sum(tensor.nbytes for name, tensor in graph.weights.items() if ".weight." in name)
+    for batch in (x, x[:1]):
+        (got,) = run_onnxruntime(model, batch)
+        np.testing.assert_allclose(got, graph.run(batch).numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_model_is_plain_and_named(integers: tuple[Graph, Tensor]) -> None:
     graph, _ = integers
     model = export(graph)
