@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
 
 from graphc.tools.bench import measurement, results
 from graphc.tools.bench.engines import EAGER, Engine
@@ -60,13 +60,13 @@ def measure(
     )
     found = results.read(output) if output.exists() else {"groups": []}
     kept = {key(group): group for group in found["groups"] if found.get("machine") == machine}
-    with (cache / "log.txt").open("a") as log, console.status("") as status:
+    with (cache / "log.txt").open("a") as log, Live("", console=console, auto_refresh=False, transient=True) as live:
         for group in wanted:
             done = kept.get(key(names(group)))
             if done is not None and not again and done["versions"] == versions:
                 continue
             title = f"{group.name}, batch {group.batch}, {group.threads} thread(s)"
-            say = partial(_say, status, title)
+            say = partial(_say, live, title)
             work = WORKLOADS[group.name]
             say("measuring the machine's peaks")
             peaks = measurement.peaks(group.threads)
@@ -87,5 +87,6 @@ def measure(
             console.print(f"{title}: done")
 
 
-def _say(status: Status, title: str, text: str) -> None:
-    status.update(f"{title}: {text}")
+def _say(live: Live, title: str, text: str) -> None:
+    """Draws now and not beside a measurement, as a spinner would."""
+    live.update(f"{title}: {text}", refresh=True)
