@@ -25,7 +25,7 @@ from graphc.backends.tvm.link import link
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_of
 from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.sizes import Ranges, simplify
-from graphc.backends.tvm.templates import select, unsupported
+from graphc.backends.tvm.templates import select, unsupported, without_tiles
 from graphc.backends.tvm.templates.multiply_accumulate import integer
 from graphc.backends.tvm.workload import workload
 from graphc.errors import Unsupported, UnsupportedOperatorError
@@ -158,7 +158,7 @@ def _build(group: Group, around: Surroundings) -> Kernel:
     if group.at_load:
         k.reason = "computed once at load, from weights alone"
     elif not group.absorbed:
-        k.reason = weight_formats.reason(group.nodes)
+        k.reason = weight_formats.reason(group.nodes) or without_tiles(group, around.isa)
     with k:
         fill_halo(k, group.output)
         template.emit(group, k)

@@ -91,6 +91,9 @@ TEMPLATES: tuple[Template, ...] = tuple(
     )
 )
 
+# Those that multiply by AMX.
+TILED = tuple(cast(Template, module) for module in (amx_convolution, amx_matrix_product))
+
 # Operators whose weights may be float16.
 READS_HALF = DECODINGS | {torch.ops.graphc.partial_products.default}
 
@@ -98,6 +101,14 @@ READS_HALF = DECODINGS | {torch.ops.graphc.partial_products.default}
 def select(group: Group, isa: InstructionSet) -> Template | None:
     """The first template that takes the group."""
     return next((template for template in TEMPLATES if template.matches(group, isa) is None), None)
+
+
+def without_tiles(group: Group, isa: InstructionSet) -> str:
+    """Why a product is left to vectors on a target with AMX; empty where it is not, and on other targets."""
+    if group.anchor is None or group.absorbed or not isa.target.has("amx-tile"):
+        return ""
+    reasons = [t.matches(group, isa) for t in TILED if name_of(group.anchor) in t.OPERATORS]
+    return f"not by AMX: {reasons[0]}" if reasons and reasons[0] else ""
 
 
 def unsupported(node: fx.Node, isa: InstructionSet) -> str | None:

@@ -31,6 +31,10 @@ static __thread struct {
 static atomic_ullong executed[KINDS];
 static char misuse[200];
 static struct sigaction before;
+static atomic_int stepping;         /* whether to count every instruction */
+static atomic_ullong instructions;  /* from ldtilecfg to tilerelease, of all threads */
+
+enum { TRAP_FLAG = 0x100 };
 
 static void refuse(const char *instruction, const char *why) {
   if (!misuse[0]) snprintf(misuse, sizeof misuse, "%s: %s", instruction, why);
@@ -196,6 +200,11 @@ static void handle(int number, siginfo_t *info, void *opaque) {
     if (kind != KINDS) {
       execute(kind, &in);
       context->uc_mcontext.gregs[REG_RIP] = (greg_t)(uintptr_t)in.end;
+      if (atomic_load(&stepping)) {
+        atomic_fetch_add_explicit(&instructions, 1, memory_order_relaxed);
+        if (kind == LDTILECFG) context->uc_mcontext.gregs[REG_EFL] |= TRAP_FLAG;
+        if (kind == TILERELEASE) context->uc_mcontext.gregs[REG_EFL] &= ~TRAP_FLAG;
+      }
       return;
     }
   }
@@ -207,6 +216,12 @@ static void handle(int number, siginfo_t *info, void *opaque) {
     signal(number, SIG_DFL); /* the instruction runs again, and ends the process */
 }
 
+/* The processor traps after each instruction that runs with TRAP_FLAG. */
+static void count(int number, siginfo_t *info, void *opaque) {
+  (void)number, (void)info, (void)opaque;
+  atomic_fetch_add_explicit(&instructions, 1, memory_order_relaxed);
+}
+
 /* -- for the tests --------------------------------------------------------------------------------------------------- */
 
 /* From now on the process has AMX. Returns 0, or -1 where the handler cannot be installed. */
@@ -214,6 +229,16 @@ int amx_start(void) {
   struct sigaction action = {.sa_flags = SA_SIGINFO};
   action.sa_sigaction = handle;
   return sigaction(SIGILL, &action, &before);
+}
+
+/* Count every instruction of threads that configure tiles from now on (about a microsecond each), or stop it. Returns
+   the instructions so far. */
+uint64_t amx_step(int on) {
+  struct sigaction action = {.sa_flags = SA_SIGINFO};
+  action.sa_sigaction = count;
+  if (on) sigaction(SIGTRAP, &action, 0);
+  atomic_store(&stepping, on);
+  return atomic_exchange(&instructions, 0);
 }
 
 /* How often each instruction ran since the last call, in the order of `enum kind`. */
