@@ -1,4 +1,6 @@
-"""Executed instructions beside ONNX Runtime's aarch64 wheel: `python -m graphc.tools.instructions.peer FOLDER [MODEL ...]`.
+"""Executed instructions beside those of ONNX Runtime's aarch64 wheel.
+
+    python -m graphc.tools.instructions.peer FOLDER [MODEL ...]
 
 FOLDER gets what the peer needs, once: Debian's arm64 Python with its libraries (by `apt-get`, from where this Debian
 gets its packages) and the wheels (by pip). Both engines compute the same network in int8 on the same input, on one

@@ -83,7 +83,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
         return reason
     assert group.anchor is not None
     g = Geometry.of(group.anchor)
-    mac = multiply_accumulate.integer(isa)
+    mac = multiply_accumulate.dot_product(isa)
     if name_of(group.anchor) == "aten.convolution.default" or mac.depth != DEPTH:
         return "no dot product for this type"
     if g.kernel[0] < 2 or g.channels < DEPTH or group.anchor.args[1].op != "get_attr":  # type: ignore[union-attr]
@@ -95,13 +95,15 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.anchor
     assert anchor is not None
     g = Geometry.of(anchor)
-    mac = multiply_accumulate.integer(k.isa).narrowed_to(g.channels)
-    lanes = mac.lanes
+    mac = multiply_accumulate.dot_product(k.isa).narrowed_to(g.channels)
+    # Channels of a block: two vectors of sums where a vector holds but four, for rows are read eight bytes at a time.
+    vectors = 2 if mac.lanes == 4 and g.channels >= 8 else 1
+    lanes = mac.lanes * vectors
     height, width = (int(size) for size in g.result)
     counts = range(1, min(height, 4) + 1)
     best = min(counts, key=lambda count: Rows.of(count, g).cost)
     rows = Rows.of(k.parameter("rows", default=best, options=counts), g)
-    most = max(1, (16 if k.isa.registers == 32 else 6) // rows.count)
+    most = max(1, (16 if k.isa.registers == 32 else 6) // rows.count // vectors)
     choices = range(1, min(most, width) + 1)
     columns = k.parameter("columns", default=min(choices, key=lambda c: _cost(c, width, rows)), options=choices)
 
@@ -114,29 +116,43 @@ def emit(group: Group, k: KernelBuilder) -> None:
     packed = _packed(weights.reshape(g.channels, *g.kernel), rows, starts, lanes)
     filters = k.constant(packed, f"{g.weight.name} in quads")
     right = RightOperand(g.weight, 1, g.channels, g.kernel[0] * g.kernel[1], 1, _element(g, rank_of(anchor)), "quads")
-    correction = right.correction(k, g.bias, mac.flip(dtype_of(g.x)) - g.zero)
+    shift = mac.flip(dtype_of(g.x)) - g.zero
+    initial = right.initial(k, g.bias, shift, 1)
+    correction = None if initial is not None else right.correction(k, g.bias, shift)
 
-    def quad(n: Expr, first: Expr, y: Expr, column: Expr, number: int) -> Expr:
-        """The bytes of four image rows, the four of one channel side by side."""
+    def quad(n: Expr, first: Expr, y: Expr, column: Expr, number: int) -> list[Expr]:
+        """The bytes of four image rows, the four of one channel side by side: `vectors` vectors."""
         offsets = rows.offsets[number * DEPTH : (number + 1) * DEPTH]
         loads = [vector(image.buffer, image.offset([n, first, y + offset, column]), lanes) for offset in offsets]
-        order = [T.int32(row * lanes + lane) for lane in range(lanes) for row in range(DEPTH)]
-        together = T.reinterpret(f"int8x{DEPTH * lanes}", tirx.Shuffle(loads, order))
+        if vectors == 1:
+            together = [_interleaved(loads, lanes, range(lanes))]
+        else:
+            pairs = [
+                T.reinterpret(f"int16x{lanes}", _interleaved(loads[at : at + 2], lanes, range(lanes))) for at in (0, 2)
+            ]
+            together = [_interleaved(pairs, lanes, range(at, at + mac.lanes)) for at in range(0, lanes, mac.lanes)]
+        wide = DEPTH * mac.lanes
+        together = [T.reinterpret(f"int8x{wide}", value) for value in together]
         if str(image.buffer.ty.dtype) != mac.left:
-            together = T.bitwise_xor(together, T.broadcast(T.int8(-128), DEPTH * lanes))
-        return T.Bind(T.reinterpret(f"{mac.left}x{DEPTH * lanes}", together))
+            together = [T.bitwise_xor(value, T.broadcast(T.int8(-128), wide)) for value in together]
+        return [T.Bind(T.reinterpret(f"{mac.left}x{wide}", value)) for value in together]
 
     def tile(n: Expr, top: Expr, left: Expr, block: Expr, first: Expr) -> None:
         sums = k.local(rows.count * columns * lanes, "int32")
         slot = {place: at * lanes for at, place in enumerate(itertools.product(range(rows.count), range(columns)))}
-        for at in slot.values():
-            store_vector(sums, integer(at), lanes, T.broadcast(T.int32(0), lanes))
-        size = DEPTH * lanes
-        base = block * (len(rows.products) * g.kernel[1] * size)
+        for v in range(vectors):
+            start = T.broadcast(T.int32(0), mac.lanes)
+            if initial is not None:
+                start = T.Bind(initial(first + v * mac.lanes, mac.lanes))
+            for at in slot.values():
+                store_vector(sums, integer(at + v * mac.lanes), mac.lanes, start)
+        size = DEPTH * mac.lanes
+        base = block * (len(rows.products) * g.kernel[1] * size * vectors)
         taps = {
-            (j, pair): T.Bind(vector(filters, base + (j * len(rows.products) + at) * size, size))
+            (j, pair, v): T.Bind(vector(filters, base + ((j * len(rows.products) + at) * vectors + v) * size, size))
             for j in range(g.kernel[1])
             for at, pair in enumerate(rows.products)
+            for v in range(vectors)
         }
         reached = sorted({c * g.stride[1] + j * g.dilation[1] for c in range(columns) for j in range(g.kernel[1])})
         for offset in reached:
@@ -145,12 +161,13 @@ def emit(group: Group, k: KernelBuilder) -> None:
             for c, j in itertools.product(range(columns), range(g.kernel[1])):
                 if c * g.stride[1] + j * g.dilation[1] != offset:
                     continue
-                for pair in rows.products:
-                    at = integer(slot[pair[0], c])
-                    store_vector(sums, at, lanes, mac.step(vector(sums, at, lanes), quads[pair[1]], taps[j, pair]))
+                for pair, v in itertools.product(rows.products, range(vectors)):
+                    at = integer(slot[pair[0], c] + v * mac.lanes)
+                    total = mac.step(vector(sums, at, mac.lanes), quads[pair[1]][v], taps[j, pair, v])
+                    store_vector(sums, at, mac.lanes, total)
         results = k.local(rows.count * columns * lanes, "int32")
-        for at in slot.values():
-            store_vector(results, integer(at), lanes, vector(sums, integer(at), lanes))
+        for at in range(0, rows.count * columns * lanes, mac.lanes):
+            store_vector(results, integer(at), mac.lanes, vector(sums, integer(at), mac.lanes))
         with k.loop(rows.count) as r, k.loop(columns) as c:
 
             def store(lane: Expr) -> None:
@@ -171,6 +188,11 @@ def emit(group: Group, k: KernelBuilder) -> None:
         first = T.Bind(T.min(block * lanes, integer(g.channels - lanes)))
         with k.loop(-(-width // columns)) as number:
             tile(n, top, T.Bind(T.min(number * columns, integer(width - columns))), block, first)
+
+
+def _interleaved(vectors: list[Expr], length: int, lanes: range) -> Expr:
+    """These lanes of all vectors, which have `length`, lane by lane."""
+    return tirx.Shuffle(vectors, [T.int32(at * length + lane) for lane in lanes for at in range(len(vectors))])
 
 
 def _cost(columns: int, width: int, rows: Rows) -> tuple[int, int]:

@@ -176,6 +176,13 @@ def integer(isa: InstructionSet) -> MultiplyAccumulate:
     return MultiplyAccumulate("pmaddwd", "int16", "int8", "int32", 2, lanes, 10 if isa.registers == 32 else 4, 2, pairs)
 
 
+def dot_product(isa: InstructionSet) -> MultiplyAccumulate:
+    """As `integer`, but where that multiplies pairs of rows: single rows, by a dot product."""
+    from graphc.backends.tvm.templates import arm_multiply_accumulate
+
+    return arm_multiply_accumulate.sdot() if isa.target.has("dotprod") else integer(isa)
+
+
 def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 
