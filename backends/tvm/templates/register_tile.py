@@ -29,6 +29,8 @@ from graphc.tensor_type import Size
 
 # A packed operand beyond this many bytes is read once, panel by panel, rather than once for each row of tiles.
 RESIDENT_BYTES = 1 << 19
+# How far ahead an operand that one tile reads once is fetched: the hardware alone looks no further than a page.
+AHEAD_BYTES = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ def emit_product(
             base = (shape.matrix(outer) * panels + panel) * panel_size
             corner = (y, left_edge(position))
             ahead = None
-            if not by_tiles and isinstance(vertical, tirx.IntImm) and isinstance(number, tirx.IntImm):
+            if not by_tiles and tiles == 1:
+                ahead = base + AHEAD_BYTES // np.dtype(mac.right).itemsize, mac.width * mac.depth
+            elif not by_tiles and isinstance(vertical, tirx.IntImm) and isinstance(number, tirx.IntImm):
                 part = panel_size // (vertical * number)
                 ahead = base + panel_size + (top * number + position) * part, -(-mac.width * mac.depth // tiles)
             emit_tile(k, mac, left, right, shape, outer, panel, base, steps, corner, (rows, columns), ahead)
@@ -280,7 +284,8 @@ def emit_tile(
 
         def fetch(step: Expr) -> None:
             if ahead is not None:
-                k.prefetch(right, ahead[0] + (flat * steps + step) * ahead[1])
+                for part in range(0, ahead[1], 64 // np.dtype(mac.right).itemsize):
+                    k.prefetch(right, ahead[0] + (flat * steps + step) * ahead[1] + part)
 
         mac.accumulate(k, sums, left, starts, right, panel_start, steps, fetch)
     if shape.plain:
