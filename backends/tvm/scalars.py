@@ -38,6 +38,26 @@ def fused_multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.fma"), a, b, c, dtype=dtype(a))
 
 
+def wrapping_add(a: Expr, b: Expr) -> Expr:
+    """Vectors of int32 modulo 2^32. TVM's own sum is one that LLVM may take never to overflow."""
+    return _wrapping("add", a, b)
+
+
+def wrapping_subtract(a: Expr, b: Expr) -> Expr:
+    return _wrapping("sub", a, b)
+
+
+def wrapping_multiply(a: Expr, b: Expr) -> Expr:
+    return _wrapping("mul", a, b)
+
+
+def _wrapping(operation: str, a: Expr, b: Expr) -> Expr:
+    lanes = int(dtype(a).partition("x")[2])
+    every, count = T.broadcast(T.bool(True), lanes), T.int32(lanes)
+    name = T.llvm_lookup_intrinsic_id(f"llvm.vp.{operation}")
+    return T.call_llvm_pure_intrin(name, a, b, every, count, dtype=dtype(a))
+
+
 def to_integer(x: Expr, kind: str) -> Expr:
     """A float cut to an integer type, within its range. Through its bits: TVM's interval analysis of the index
     arithmetic would otherwise follow the conversion into float expressions, which it cannot represent."""

@@ -183,6 +183,20 @@ def dot_product(isa: InstructionSet) -> MultiplyAccumulate:
     return arm_multiply_accumulate.sdot() if isa.target.has("dotprod") else integer(isa)
 
 
+def words(isa: InstructionSet) -> MultiplyAccumulate | None:
+    """int16 times int16 in pairs, sums in int32 modulo 2^32; None where the target has no such dot product."""
+    rows, lanes, name = 6, 8, "llvm.x86.avx512.vpdpwssd.256"
+    if isa.target.has("avx512vnni") and isa.bytes == 64:
+        rows, lanes, name = 14, 16, "llvm.x86.avx512.vpdpwssd.512"
+    elif not (isa.target.has("avxvnni") and isa.bytes == 32):
+        return None
+
+    def step(sums: Expr, a: Expr, b: Expr) -> Expr:
+        return intrinsic(name, f"int32x{lanes}", sums, a, b)
+
+    return MultiplyAccumulate("vpdpwssd", "int16", "int16", "int32", 2, lanes, rows, 2, step)
+
+
 def intrinsic(name: str, dtype: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *args, dtype=dtype)
 

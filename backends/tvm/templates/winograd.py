@@ -20,15 +20,24 @@ import numpy as np
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm.geometry import Geometry
+from graphc.backends.tvm.geometry import CONVOLUTIONS, Geometry
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, store_vector
+from graphc.backends.tvm.intervals import along
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, store_vector, vector
 from graphc.backends.tvm.loops import unflatten, vector_loop
 from graphc.backends.tvm.operations import arguments, dtype_of, is_stored, name_of, rank_of
+from graphc.backends.tvm.scalars import number
 from graphc.backends.tvm.sizes import product
-from graphc.backends.tvm.templates import multiply_accumulate
+from graphc.backends.tvm.templates import convolution, multiply_accumulate
 from graphc.backends.tvm.templates.convolution import source_image
+from graphc.backends.tvm.templates.minimal_filtering import (
+    FILTERINGS,
+    INTEGER_FILTERING,
+    LARGEST_INTEGER,
+    Filtering,
+    on_both_sides,
+)
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
 from graphc.backends.tvm.templates.register_tile import (
     Product,
@@ -39,74 +48,13 @@ from graphc.backends.tvm.templates.register_tile import (
 )
 
 NAME = "convolution by Winograd"
-OPERATORS = ("aten.convolution.default",)
+OPERATORS = CONVOLUTIONS
 
 # Fewer channels or tiles than this leave more to the transformations than the multiplications save.
 FEWEST_CHANNELS = 32
 FEWEST_TILES = 16
 # Transformed filters of up to this many bytes stay in the last cache.
 RESIDENT_BYTES = 6 << 20
-
-Values = list[Expr]
-
-
-@dataclass(frozen=True)
-class Filtering:
-    """F(m, 3): `forward` is B^T, m + 2 values to as many; `filter` G, 3 to m + 2; `backward` A^T, m + 2 to m."""
-
-    m: int
-    forward: Callable[[Values], Values]
-    filter: Callable[[Values], Values]
-    backward: Callable[[Values], Values]
-
-    @property
-    def taps(self) -> int:
-        return self.m + 2
-
-
-def _forward2(d: Values) -> Values:
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-
-
-def _filter2(g: Values) -> Values:
-    even, odd = (g[0] + g[2]) * 0.5, g[1] * 0.5
-    return [g[0], even + odd, even - odd, g[2]]
-
-
-def _backward2(m: Values) -> Values:
-    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-
-
-def _forward4(d: Values) -> Values:
-    """Points 0, 1, -1, 2, -2 and infinity; pairs of opposite points share their even and their odd part."""
-    even1, odd1 = T.Bind(d[4] - d[2] * 4), T.Bind(d[3] - d[1] * 4)
-    even2, odd2 = T.Bind(d[4] - d[2]), T.Bind((d[3] - d[1]) * 2)
-    ends = d[4] + (d[0] * 4 - d[2] * 5), d[5] + (d[1] * 4 - d[3] * 5)
-    return [ends[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, ends[1]]
-
-
-def _filter4(g: Values) -> Values:
-    even1, odd1 = (g[0] + g[2]) * (-1 / 6), g[1] * (-1 / 6)
-    even2, odd2 = g[0] * (1 / 24) + g[2] * (1 / 6), g[1] * (1 / 12)
-    return [g[0] * 0.25, even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, g[2]]
-
-
-def _backward4(m: Values) -> Values:
-    even1, odd1 = T.Bind(m[1] + m[2]), T.Bind(m[1] - m[2])
-    even2, odd2 = T.Bind(m[3] + m[4]), T.Bind(m[3] - m[4])
-    return [m[0] + even1 + even2, odd1 + odd2 * 2, even1 + even2 * 4, m[5] + odd1 + odd2 * 8]
-
-
-FILTERINGS = {
-    2: Filtering(2, _forward2, _filter2, _backward2),
-    4: Filtering(4, _forward4, _filter4, _backward4),
-}
-
-
-def on_both_sides(transform: Callable[[Values], Values], values: list[Values]) -> list[Values]:
-    """M x M^T for a matrix x, where `transform` is M x."""
-    columns = [[T.Bind(item) for item in transform(list(column))] for column in zip(*values, strict=True)]
-    return [[T.Bind(item) for item in transform(list(row))] for row in zip(*columns, strict=True)]
 
 
 def tile_size(g: Geometry) -> int | None:
@@ -123,15 +71,26 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     if anchor is None or name_of(anchor) not in OPERATORS or rank_of(arguments(anchor)["weight"]) != 4:
         return "no convolution of images"
     g = Geometry.of(anchor)
-    if dtype_of(g.x) != "float32" or not is_stored(g.weight) or arguments(anchor)["transposed"]:
-        return "not of float32 by a stored weight"
+    mac = multiplication(isa, dtype_of(g.x))
+    if mac is None or not is_stored(g.weight) or g.spread != (1, 1) or arguments(anchor).get("transposed"):
+        return "not by a stored weight, or of a type that gains nothing"
     if (g.kernel, g.stride, g.dilation, g.groups) != ((3, 3), (1, 1), (1, 1), 1):
         return "not a plain 3x3 kernel"
     if not isinstance(g.channels, int) or min(g.channels, g.filters) < FEWEST_CHANNELS:
         return "few channels"
-    if g.channels % isa.lanes("float32") or g.filters % multiply_accumulate.floating(isa).width:
+    if g.channels % (mac.lanes * mac.depth) or g.filters % mac.width:
         return "channels that fill no vectors"
-    return None if tile_size(g) else "an image of few tiles, or one that they do not cover"
+    size = tile_size(g)
+    if size is None or (size != 4 and mac.accumulator == "int32"):
+        return "an image of few tiles, or one that they do not cover"
+    return None
+
+
+def multiplication(isa: InstructionSet, dtype: str) -> MultiplyAccumulate | None:
+    """The multiply-add for transformed tiles of images of this type."""
+    if dtype == "float32":
+        return multiply_accumulate.floating(isa)
+    return multiply_accumulate.words(isa) if dtype in ("int8", "uint8") else None
 
 
 @dataclass(frozen=True)
@@ -157,14 +116,18 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.anchor
     assert anchor is not None
     g = Geometry.of(anchor)
-    mac = multiply_accumulate.floating(k.isa)
-    m = tile_size(g)
-    assert m is not None
-    filtering = FILTERINGS[k.parameter("tile", m, [size for size in (2, 4) if m % size == 0])]
-    tiles = Tiles(g, filtering)
+    mac, m = multiplication(k.isa, dtype_of(g.x)), tile_size(g)
+    assert mac is not None and m is not None
+    filtering = INTEGER_FILTERING
+    if mac.accumulator == "float32":
+        filtering = FILTERINGS[k.parameter("tile", m, [size for size in (2, 4) if m % size == 0])]
+    elif max(abs(int(end)) for ends in along(anchor, 1, k.array) for end in ends) >= LARGEST_INTEGER:
+        k.template = convolution.NAME
+        convolution.emit(group, k)
+        return
     area = filtering.taps**2
     k.reason = f"F({filtering.m}x{filtering.m}, 3x3): filters transformed at load"
-    reads = MultiplyAccumulate("winograd", "float32", "float32", "float32", 1, mac.lanes, 1, 1, mac.step)
+    reads = MultiplyAccumulate("winograd", dtype_of(g.x), "", "", 1, mac.lanes, 1, 1, mac.step)
     image = source_image(group, k, g, reads, joined=False, run=g.channels)
     size = area * g.filters * g.channels * np.dtype(mac.right).itemsize
     fused = k.parameter("fused", int(size <= RESIDENT_BYTES), (0, 1))
@@ -174,7 +137,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
     key = ("winograd", filtering.m, mac.name, mac.width, fused)
     filters = k.packed(Packed(g.weight, key, size, transform, mac.right))
-    (in_blocks if fused else in_steps)(Work(group, k, mac, tiles, image, filters))
+    (in_blocks if fused else in_steps)(Work(group, k, mac, Tiles(g, filtering), image, filters))
 
 
 def transform_filters(
@@ -192,12 +155,15 @@ def transform_filters(
         panel, step = unflatten(flat, [integer(panels), integer(steps)])
         with k.loop(mac.width) as lane, k.loop(mac.depth) as part:
             n, c = panel * mac.width + lane, step * mac.depth + part
-            taps = [[T.Bind(source.load([n, c, integer(i), integer(j)])) for j in range(3)] for i in range(3)]
+            kind = mac.accumulator
+            taps = [
+                [T.Bind(T.cast(source.load([n, c, integer(i), integer(j)]), kind)) for j in range(3)] for i in range(3)
+            ]
             result = on_both_sides(filtering.filter, taps)
             for number, value in enumerate(item for row in result for item in row):
                 matrix = panel * area + number if fused else integer(number * panels) + panel
                 at = ((matrix * steps + step) * mac.width + lane) * mac.depth + part
-                T.buffer_store(target, value, [at])
+                T.buffer_store(target, T.cast(value, mac.right), [at])
 
 
 @dataclass(frozen=True)
@@ -211,38 +177,43 @@ class Work:
     image: TensorView
     filters: tirx.Buffer
 
-    def forward(self, number: Expr, place: Callable[[int, Expr], Expr], target: tirx.Buffer) -> None:
+    def forward(self, which: Expr, place: Callable[[int, Expr], Expr], target: tirx.Buffer) -> None:
         """B^T d B of one tile; element (i, channel) of it goes to place(i, channel)."""
         taps, g = self.tiles.filtering.taps, self.tiles.g
-        n, y, x = self.tiles.corner(self.k, number)
+        n, y, x = self.tiles.corner(self.k, which)
 
-        def vector(c: Expr) -> None:
-            tile = [[T.Bind(self.image.load([n, c, y + i, x + j])) for j in range(taps)] for i in range(taps)]
+        def pixel(i: int, j: int, c: Expr) -> Expr:
+            value = T.cast(self.image.load([n, c, y + i, x + j]), self.mac.left)
+            return T.Bind(value - number(value, g.zero) if g.zero else value)
+
+        def transform(c: Expr) -> None:
+            tile = [[pixel(i, j, c) for j in range(taps)] for i in range(taps)]
             result = on_both_sides(self.tiles.filtering.forward, tile)
             for i, value in enumerate(item for row in result for item in row):
                 T.buffer_store(target, value, [place(i, c)])
 
-        vector_loop(self.k, g.channels, self.mac.lanes, vector)
+        vector_loop(self.k, g.channels, self.k.isa.lanes(self.mac.left), transform)
 
-    def backward(self, number: Expr, first: Expr, count: int, source: Callable[[int, Expr], Expr]) -> None:
-        """The results of one tile for `count` filters from `first` on, and the epilogue."""
-        filtering, g = self.tiles.filtering, self.tiles.g
-        n, y, x = self.tiles.corner(self.k, number)
-        bias = None if g.bias is None else self.k.tensor(g.bias)
-
-        def vector(lane: Expr) -> None:
-            sums = [
-                [T.Bind(source(i * filtering.taps + j, lane)) for j in range(filtering.taps)]
-                for i in range(filtering.taps)
-            ]
-            channel = first + lane
-            offset = None if bias is None else T.Bind(bias.load([channel]))
-            for i, row in enumerate(on_both_sides(filtering.backward, sums)):
+    def backward(self, which: Expr, first: Expr, count: int, sums: tirx.Buffer, place: Callable[[int], Expr]) -> None:
+        """The results of one tile for `count` filters from `first` on, and the epilogue. The sums of element i and
+        these filters begin at place(i)."""
+        filtering, g, k, lanes = self.tiles.filtering, self.tiles.g, self.k, self.mac.lanes
+        n, y, x = self.tiles.corner(k, which)
+        bias = None if g.bias is None else k.tensor(g.bias)
+        results = k.local(filtering.m**2 * lanes, self.mac.accumulator)
+        with k.loop(count // lanes) as block:
+            values = [T.Bind(vector(sums, place(i) + block * lanes, lanes)) for i in range(filtering.taps**2)]
+            rows = [values[i : i + filtering.taps] for i in range(0, len(values), filtering.taps)]
+            for i, row in enumerate(on_both_sides(filtering.backward, rows)):
                 for j, value in enumerate(row):
-                    total = value if offset is None else value + offset
-                    store_result(self.group, self.k, [n, channel, y + i, x + j], total)
-
-        vector_loop(self.k, count, self.mac.lanes, vector)
+                    slot = integer((i * filtering.m + j) * lanes)
+                    store_vector(results, slot, lanes, filtering.finish(value, i, j))
+            for spot in range(filtering.m**2):
+                with k.vectorized(lanes) as lane:
+                    channel = first + block * lanes + lane
+                    total = results[spot * lanes + lane]
+                    total = total if bias is None else total + bias.load([channel])
+                    store_result(self.group, k, [n, channel, y + spot // filtering.m, x + spot % filtering.m], total)
 
 
 def in_blocks(w: Work) -> None:
@@ -279,11 +250,11 @@ def in_blocks(w: Work) -> None:
                 plain=True,
             )  # fmt: skip
             with k.loop(area) as i:
-                base, size = (panel * area + i) * (g.channels * mac.width), integer(g.channels)
-                corner, ahead = (integer(0), integer(0)), (base + g.channels * mac.width, mac.width)
-                emit_tile(k, mac, inputs, w.filters, shape, [i], panel, base, size, corner, (1, rows), ahead)
+                base, steps = (panel * area + i) * (g.channels * mac.width), integer(g.channels // mac.depth)
+                corner, ahead = (integer(0), integer(0)), (base + g.channels * mac.width, mac.width * mac.depth)
+                emit_tile(k, mac, inputs, w.filters, shape, [i], panel, base, steps, corner, (1, rows), ahead)
             with k.loop(rows) as row:
-                w.backward(start + row, first, mac.width, lambda i, n: sums[sum_at(i, row) + n])
+                w.backward(start + row, first, mac.width, sums, lambda i: sum_at(i, row))
 
     with k.loop(chunks, parallel=True) as chunk:
         first, past = (T.Bind(T.truncdiv((chunk + i) * total, integer(chunks))) for i in range(2))
@@ -312,4 +283,4 @@ def in_steps(w: Work) -> None:
     )  # fmt: skip
     emit_product(k, mac, inputs, w.filters, shape, by_tiles=False)
     with k.loop(tiles, parallel=True) as number:
-        w.backward(number, integer(0), g.filters, lambda i, n: sums[(i * tiles + number) * g.filters + n])
+        w.backward(number, integer(0), g.filters, sums, lambda i: (i * tiles + number) * g.filters)

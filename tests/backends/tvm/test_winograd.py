@@ -8,8 +8,11 @@ from torch import nn
 from graphc.backends.tvm import lower
 from graphc.backends.tvm.templates import winograd
 from graphc.frontends import trace
+from graphc.graph import Graph
 from graphc.pipeline import PassContext, pipeline
+from graphc.structure import Structure
 from graphc.target import Target
+from graphc.tensor_type import TensorType
 
 TARGETS = ["host", "x86-64:v2", "x86-64:v3", "arm64"]
 
@@ -90,3 +93,53 @@ def test_filters_are_stored_as_they_were():
     program = lower(lowered(nn.Conv2d(32, 64, 3, padding=1), x), Target.parse("host"))
     assert len(program.weights) < 1.1 * 4 * 32 * 64 * 9
     assert program.plan["state_bytes"] == 4 * 32 * 64 * 36
+
+
+def integer_layer(x, weight, zero, bias=None):
+    """A graph of one integer convolution of an image of x's type and shape."""
+    graph = Graph("layer", Structure.of(((0,), {})), Structure.of(0))
+    image = graph.add_input("x", TensorType.of(x))
+    stored = graph.add_weight("w", weight)
+    offset = None if bias is None else graph.add_weight("b", bias)
+    geometry = [[1, 1], [1, 1], [1, 1], 1]
+    node = graph.call(torch.ops.graphc.integer_convolution.default, image, stored, offset, zero, *geometry)
+    graph.set_output([node])
+    return graph
+
+
+def integers(low, high, *shape, dtype=torch.int8):
+    return torch.randint(low, high + 1, shape, dtype=dtype)
+
+
+BIAS = integers(-999, 999, 64, dtype=torch.int32)
+INTEGER_LAYERS = {
+    "typical": (integers(-128, 127, 2, 64, 16, 20), integers(-60, 60, 64, 64, 3, 3), -128, BIAS),
+    "unsigned": (integers(0, 255, 1, 32, 16, 16, dtype=torch.uint8), integers(-127, 127, 32, 32, 3, 3), 7, None),
+    # Sums of products leave int32 many times over here, results do not.
+    "extreme": (integers(0, 1, 1, 64, 16, 16) * 255 - 128, integers(0, 1, 32, 64, 3, 3) * 254 - 127, -128, None),
+    "largest": (integers(127, 127, 1, 96, 16, 16), integers(127, 127, 32, 96, 3, 3), -128, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", INTEGER_LAYERS)
+def test_integers_are_equal(check, monkeypatch, name, fused):
+    if not fused:
+        monkeypatch.setattr(winograd, "RESIDENT_BYTES", 0)
+    x, weight, zero, bias = INTEGER_LAYERS[name]
+    graph = integer_layer(x, weight, zero, bias)
+    assert templates(graph, "x86-64:vnni") == [winograd.NAME]
+    check(graph, [x], target="x86-64:vnni")
+
+
+def test_integers_that_could_leave_their_range_are_convolved_as_defined(check):
+    x, weight = integers(-128, 127, 1, 128, 16, 16), torch.full((32, 128, 3, 3), 127, dtype=torch.int8)
+    graph = integer_layer(x, weight, -128)
+    assert templates(graph, "x86-64:vnni") == ["convolution"]
+    check(graph, [x], target="x86-64:vnni")
+
+
+@pytest.mark.parametrize("target", ["x86-64:v3", "arm64"])
+def test_integers_gain_nothing_without_a_dot_product_of_words(target):
+    x, weight, zero, _ = INTEGER_LAYERS["typical"]
+    assert templates(integer_layer(x, weight, zero), target) == ["convolution"]
