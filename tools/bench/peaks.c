@@ -60,12 +60,18 @@ TILES(dot_amx_int8, "tdpbssd")
 TILES(dot_amx_bf16, "tdpbf16ps")
 
 #define LOAD(k) "vmovups " #k "*32(%0), %%ymm" #k "\n"
+#define LOADS LOAD(0) LOAD(1) LOAD(2) LOAD(3) LOAD(4) LOAD(5) LOAD(6) LOAD(7)
+#define AHEAD "prefetcht0 8192(%0)\nprefetcht0 8256(%0)\nprefetcht0 8320(%0)\nprefetcht0 8384(%0)\n"
 
-VISIBLE void read_memory(const char *from, int64_t bytes) {
-    for (const char *p = from; p + 256 <= from + bytes; p += 256)
-        __asm__ volatile(LOAD(0) LOAD(1) LOAD(2) LOAD(3) LOAD(4) LOAD(5) LOAD(6) LOAD(7) : : "r"(p) : CLOBBERED);
-    __asm__ volatile("vzeroupper");
-}
+#define READ(name, instructions)                                                                               \
+    VISIBLE void name(const char *from, int64_t bytes) {                                                       \
+        for (const char *p = from; p + 256 <= from + bytes; p += 256)                                          \
+            __asm__ volatile(instructions : : "r"(p) : CLOBBERED);                                             \
+        __asm__ volatile("vzeroupper");                                                                        \
+    }
+
+READ(read_memory, LOADS)
+READ(read_ahead, AHEAD LOADS)
 
 #elif defined(__aarch64__)
 
@@ -90,10 +96,16 @@ ROUNDS(dot_dotprod, ".arch_extension dotprod\n", "sdot", "4s", "16b")
 ROUNDS(dot_i8mm, ".arch_extension i8mm\n", "smmla", "4s", "16b")
 ROUNDS(dot_bf16, ".arch_extension bf16\n", "bfmmla", "4s", "8h")
 
-VISIBLE void read_memory(const char *from, int64_t bytes) {
-    for (const char *p = from; p + 128 <= from + bytes; p += 128)
-        __asm__ volatile("ldp q0, q1, [%0]\nldp q2, q3, [%0, #32]\nldp q4, q5, [%0, #64]\nldp q6, q7, [%0, #96]"
-                         : : "r"(p) : CLOBBERED);
-}
+#define LOADS "ldp q0, q1, [%0]\nldp q2, q3, [%0, #32]\nldp q4, q5, [%0, #64]\nldp q6, q7, [%0, #96]\n"
+#define AHEAD "prfm pldl1keep, [%0, #8192]\nprfm pldl1keep, [%0, #8256]\n"
+
+#define READ(name, instructions)                                                                               \
+    VISIBLE void name(const char *from, int64_t bytes) {                                                       \
+        for (const char *p = from; p + 128 <= from + bytes; p += 128)                                          \
+            __asm__ volatile(instructions : : "r"(p) : CLOBBERED);                                             \
+    }
+
+READ(read_memory, LOADS)
+READ(read_ahead, AHEAD LOADS)
 
 #endif

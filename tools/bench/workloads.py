@@ -34,9 +34,9 @@ class Workload:
 
     def cost(self, batch: int) -> tuple[int, int]:
         """Multiplications and additions of one call, and how many weights they read (each once)."""
-        network = self.build()
+        network, inputs = self.build(), self.inputs(batch)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(*self.inputs(batch))
+            network(*inputs)
         tables = (nn.Embedding, nn.LayerNorm, nn.BatchNorm2d)
         layers = (module for module in network.modules() if not isinstance(module, tables))
         weights = sum(weight.numel() for module in layers for weight in module.parameters(recurse=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -137,3 +138,13 @@ def test_every_engine_runs_what_it_says():
 def test_peaks(threads):
     found = peaks.measure(Target.parse("host"), threads)
     assert {"fp32", "read"} <= set(found) and min(found.values()) > 1e8
+
+
+def test_cost_is_of_the_network_alone():
+    assert WORKLOADS["gemm"].cost(1) == (2 * 1024**3, 1024**2)
+
+
+def test_what_making_the_inputs_costs_does_not_count(monkeypatch):
+    gemm = WORKLOADS["gemm"]
+    square = dataclasses.replace(gemm, inputs=lambda batch: (gemm.inputs(batch)[0] @ gemm.inputs(batch)[0],))
+    assert square.cost(1) == gemm.cost(1)
