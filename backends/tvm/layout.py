@@ -145,7 +145,7 @@ def _padding(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """How many rows and columns a pad puts before and after images of known size; None for what is no such pad."""
     if name_of(node) != "aten.constant_pad_nd.default" or rank_of(node) != 4:
         return None
-    pads = arguments(node)["pad"]
+    pads: list[int] = arguments(node)["pad"]
     left, right, above, beneath, *others = [*pads, *[0] * (4 - len(pads))]
     known = all(isinstance(size, int) for size in (*pads, *shape_of(node)[1:]))
     if not known or any(others) or min(left, right, above, beneath) < 0:
