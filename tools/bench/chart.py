@@ -26,11 +26,13 @@ def draw(groups: Sequence[Mapping[str, Any]], path: Path) -> None:
         names = [f"{row['engine']} {row['precision']}" for row in timed]
         times = [row["seconds"] * 1e3 for row in timed]
         colors = ["tab:orange" if row["engine"] == OURS else "tab:gray" for row in timed]
-        bars = axes.barh(names, times, color=colors)
-        axes.bar_label(bars, [f" {time:.3g}" for time in times], fontsize=7)
+        end = 8 * min(times, default=1.0)  # the slowest are cut off, and say so
+        bars = axes.barh(names, [min(time, end) for time in times], color=colors)
+        axes.bar_label(bars, [f" {time:.3g}" + (" (cut)" if time > end else "") for time in times], fontsize=7)
         axes.invert_yaxis()
         axes.tick_params(labelsize=7)
         if times:
-            axes.set_xlim(0, min(max(times), 8 * min(times)) * 1.12)  # the slowest run out of the panel
-        axes.set_title(f"{group['workload']}, batch {group['batch']}, {group['threads']} thread(s): ms", fontsize=9)
-    figure.savefig(path, dpi=110)
+            axes.set_xlim(0, min(max(times), end) * 1.18)
+        threads = "1 thread" if group["threads"] == 1 else f"{group['threads']} threads"
+        axes.set_title(f"{group['workload']}, batch {group['batch']}, {threads}: ms", fontsize=9)
+    figure.savefig(path, dpi=90)
