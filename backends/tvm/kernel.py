@@ -133,6 +133,8 @@ class TensorView:
     def store_at(self, offset: Expr, value: Expr) -> None:
         if self.dtype == "bool":
             value = T.Select(value, T.uint8(1), T.uint8(0))
+        elif not self.is_stored_as_is and isinstance(value, tirx.IntImm):  # LLVM's builder reinterprets no literal 0
+            value = T.uint8(value.value % 256 ^ 0x80)
         elif not self.is_stored_as_is:
             value = T.bitwise_xor(T.reinterpret("uint8", value), T.uint8(0x80))
         T.buffer_store(self.buffer, value, [offset])

@@ -7,9 +7,14 @@ from torch import nn
 
 from graphc.backends.tvm import lower
 from graphc.frontends import trace
+from graphc.graph import Graph
 from graphc.pipeline import PassContext, pipeline
+from graphc.structure import Structure
 from graphc.target import Target
+from graphc.tensor_type import TensorType
 
+graphc_ops = torch.ops.graphc
+SCALE = {"multiplier": 1 << 30, "shift": 41}  # by 2^-11
 X = torch.randn(2, 8, 9, 7)
 
 
@@ -48,6 +53,21 @@ def lowered(model, x, preset):
 def test_every_reader_of_an_image_finds_its_padding(check, channels, preset, target):
     graph = lowered(Readers(channels), X, preset)
     check(graph, [X], [torch.randn_like(X) * 3], target=target, atol=3e-5)
+
+
+@pytest.mark.parametrize("zero_point", [0, -128, 5])
+def test_an_image_is_padded_by_its_zero_point(check, zero_point):
+    """Whatever it is, and as the layer's instruction reads it: as it is, or 128 more."""
+    graph = Graph("chain", Structure.of(((0,), {})), Structure.of(0))
+    x = graph.add_input("x", TensorType((1, 8, 5, 7), torch.int8))
+    w = graph.add_weight("w", torch.randint(-128, 128, (8, 8, 3, 3), dtype=torch.int8))
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    scales = [graph.add_weight(name, torch.full((8,), value, dtype=torch.int32)) for name, value in SCALE.items()]
+    sums = graph.call(graphc_ops.integer_convolution.default, x, w, None, zero_point, *geometry)
+    inner = graph.call(graphc_ops.rescale.default, sums, *scales, 0, zero_point, 1, -128, 127)
+    graph.set_output([graph.call(graphc_ops.integer_convolution.default, inner, w, None, zero_point, *geometry)])
+    for target in ("host", "x86-64:v3"):
+        check(graph, [torch.randint(-128, 128, (1, 8, 5, 7), dtype=torch.int8)], target=target)
 
 
 @pytest.mark.parametrize("preset", ["float", "int8"])

@@ -71,7 +71,6 @@ def test_table_names_what_is_absent_or_wrong_with_its_reason():
 
 
 def test_chart(tmp_path):
-    pytest.importorskip("matplotlib")
     chart.draw([GROUP, GROUP], tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
