@@ -3,8 +3,9 @@
 resnet20     CIFAR ResNet-20 on 10,000 images: fp32 against torch, int8 against fp32, arm64 against the host
 models       fp32 error of ten networks against torch, on the host and on arm64 under emulation
 onnx         int8 ResNet-20 as plain ONNX in ONNX Runtime against graphc's own reference
-time         importing graphc beyond torch; tracing and compiling ResNet-20 in int8
+time         importing graphc beyond torch; tracing and compiling ResNet-20 and ResNet-18 in int8
 speed        ResNet-18 and MobileNetV2 against ONNX Runtime, side by side as the bench does it
+tuning       the time with the templates' defaults over that with parameters searched on this machine
 determinism  the same model, data and seed in two processes: the same bytes
 """
 
@@ -27,8 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 import graphc
+from graphc import compiler
 from graphc.artifact import Artifact
+from graphc.calibration import batches
+from graphc.pipeline import PassContext, pipeline
+from graphc.progress import silent
+from graphc.target import Target
 from graphc.tools.zoo.catalog import MODELS
+from graphc.tuning import Database, tune
 
 Figures = dict[str, Any]
 
@@ -125,9 +132,7 @@ def models(limit: int | None) -> Figures:
 def onnx(limit: int | None) -> Figures:
     import onnxruntime
 
-    from graphc.calibration import batches
     from graphc.exporters.onnx import export
-    from graphc.pipeline import PassContext, pipeline
 
     entry = MODELS["resnet20_jpeg"]
     graph = graphc.trace(entry.build(), entry.example_inputs(1))
@@ -159,15 +164,19 @@ def time_(limit: int | None) -> Figures:
         )
 
     base, both = seconds("import torch"), seconds("import torch, graphc, graphc.compiler")
-    entry = MODELS["resnet20_jpeg"]
-    model, inputs, calibration = entry.build(), entry.example_inputs(1), list(entry.calibration(256))
-    start = time.perf_counter()
-    graphc.compile(model, "host", inputs, calibration)
-    return {
-        "import torch, s": base,
-        "import graphc and its compiler beyond torch, s": both - base,
-        "trace, calibrate (256 images) and compile ResNet-20 int8, s": time.perf_counter() - start,
-    }
+    figures = {"import torch, s": base, "import graphc and its compiler beyond torch, s": both - base}
+    for title, name, images in (("ResNet-20", "resnet20_jpeg", 256), ("ResNet-18", "resnet18", 64)):
+        entry = MODELS[name]
+        model, inputs, calibration = entry.build(), entry.example_inputs(1), list(entry.calibration(images))
+        start = time.perf_counter()
+        graph = graphc.trace(model, inputs)
+        transformed = pipeline("int8").run(graph, PassContext(calibration=batches(graph, calibration)))
+        lowered = time.perf_counter()
+        compiler.lower(transformed, Target.parse("host"), silent, {})
+        end = time.perf_counter()
+        figures[f"trace, calibrate ({images} images) and compile {title} int8, s"] = end - start
+        figures[f"of these lowering, s ({title})"] = end - lowered
+    return figures
 
 
 def speed(limit: int | None) -> Figures:
@@ -194,6 +203,24 @@ def speed(limit: int | None) -> Figures:
     return figures
 
 
+def tuning(limit: int | None) -> Figures:
+    """Both versions of each network in turns; the search starts from nothing and is kept nowhere."""
+    from graphc.measurement import step_times
+
+    figures: Figures = {}
+    target = Target.parse("host")
+    for name, preset in (("resnet18", "int8"), ("resnet18", "float"), ("mobilenet_v2", "int8"))[: limit or 3]:
+        entry = MODELS[name]
+        graph = graphc.trace(entry.build(), entry.example_inputs(1))
+        graph = pipeline(preset).run(graph, PassContext(calibration=batches(graph, entry.calibration(16))))
+        found = tune(graph, target, Database())
+        versions = ({}, {workload: tuned.parameters for workload, tuned in found.items()})
+        files = [compiler.bare(graph, compiler.lower(graph, target, silent, chosen)).content for chosen in versions]
+        default, tuned = (sum(steps) for steps in step_times(files, rounds=50))
+        figures[f"{name} {preset}: default / tuned"] = default / tuned
+    return figures
+
+
 def determinism(limit: int | None) -> Figures:
     code = "from graphc.tools.figures import build; print(build('resnet20_jpeg', {!r}, {!r}).content_hash)"
     figures: Figures = {}
@@ -215,6 +242,7 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
     "onnx": onnx,
     "time": time_,
     "speed": speed,
+    "tuning": tuning,
     "determinism": determinism,
 }
 
