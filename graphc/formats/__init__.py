@@ -44,8 +44,12 @@ class Format(ABC):
         return self
 
     @abstractmethod
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The parts of an f32 matrix. Raises FormatError, with what would be legal, where it does not fit."""
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
+        """The parts of an f32 matrix [rows, columns], such that the error E = weight - decode(parts) is small.
+
+        moments: G of the layer's inputs, [columns, columns] (graphc.moments): tr(E G E^T) shall then be small, as far as
+        the format knows how; without, |E|^2. Raises FormatError, with what would be legal, where the weight does not fit.
+        """
 
     @abstractmethod
     def express(self, graph: Graph, parts: Mapping[str, Tensor], shape: Shape, name: str) -> fx.Node:

@@ -43,7 +43,7 @@ class BlockSparse(Format):
     def label(self) -> str:
         return f"blocks {self.height}x{self.width} {self.values}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         rows, columns = weight.shape
         for what, size, part in (("rows", rows, self.height), ("columns", columns, self.width)):
             if size % part:

@@ -49,7 +49,7 @@ class Linear(Format):
         group = {"channel": "", "tensor": " per tensor"}.get(str(self.group), f" g{self.group}")
         return f"{'int' if self.symmetric else 'uint'}{self.bits}{group}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         columns = weight.shape[1]
         group = self._columns(columns)
         if columns % group:

@@ -45,7 +45,7 @@ class LowRank(Format):
     def label(self) -> str:
         return f"rank {self.rank}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         rows, columns = weight.shape
         if self.rank * (rows + columns) >= rows * columns:
             most = (rows * columns - 1) // (rows + columns)

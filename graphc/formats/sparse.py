@@ -36,7 +36,7 @@ class Sparse(Format):
     def label(self) -> str:
         return f"2:4 {self.values}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         if weight.shape[1] % 4:
             raise FormatError(f"{self}: rows of {weight.shape[1]} are no whole number of fours")
         fours = weight.to(torch.float32).unflatten(1, (-1, 4))

@@ -72,7 +72,7 @@ class Vector(Format):
         sample = _sample(torch.cat(samples), _SAMPLE, generator)
         return replace(self, codebook=_kmeans(sample, self.codewords, self.iterations, generator).to(torch.float16))
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         pieces, scale = self._pieces(weight)
         codebook = self.codebook
         if codebook is None:
