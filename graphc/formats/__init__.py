@@ -2,7 +2,7 @@
 
 A format is a frozen dataclass whose fields are its options; its text is `name` or `name(option=value,...)`, such as
 `linear(bits=4,group=32)`, where `name` is the file's and the class's. Formats see matrices [rows, columns]; the weight
-of a convolution is taken as [O, C * taps].
+of a convolution is taken as [O, C * taps]. Sums and products of formats are formats (graphc.formats.expressions).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Format(ABC):
     def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         """The parts of an f32 matrix [rows, columns], such that the error E = weight - decode(parts) is small.
 
-        moments: G of the layer's inputs, [columns, columns] (graphc.moments): tr(E G E^T) shall then be small, as far as
-        the format knows how; without, |E|^2. Raises FormatError, with what would be legal, where the weight does not fit.
+        moments: G of the layer's inputs, [columns, columns] (graphc.moments): tr(E G E^T) shall then be small, as far
+        as the format knows how; without, |E|^2. Raises FormatError, with what would be legal, where it does not fit.
         """
 
     @abstractmethod
