@@ -73,6 +73,8 @@ class BlockSparse(Format):
         if any(part.op != "get_attr" for part in parts.values()):
             return None
         kept, height, width = values.meta["type"].shape
+        if height == width == 1:  # single weights: the format `unstructured`
+            return None
         rows, columns = mask.meta["type"].shape
         kind = "f16" if values.meta["type"].dtype == torch.float16 else "f32"
         return Stored(cls(height, width, kept / (rows * columns), kind), parts)
