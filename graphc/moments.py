@@ -46,8 +46,8 @@ class _Reading:
             return None
         source, weight, _, stride, padding, dilation, transposed, _, groups = arguments(layer)
         kernel = weight.meta["type"].shape[2:]
-        geometry = (_spread(value, len(kernel)) for value in (stride, padding, dilation))
-        return None if transposed else _Reading(source, tuple(kernel), *geometry, groups)
+        steps, ends, apart = (_spread(value, len(kernel)) for value in (stride, padding, dilation))
+        return None if transposed else _Reading(source, tuple(kernel), steps, ends, apart, groups)
 
     def vectors(self, x: Tensor) -> Iterator[Tensor]:
         """f32 [count, columns], a part of the input at a time."""

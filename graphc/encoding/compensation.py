@@ -33,7 +33,8 @@ def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
 
 def upper_factor(matrix: Tensor) -> Tensor:
     """U, upper triangular, with matrix = U U^T."""
-    return torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
+    factor: Tensor = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
+    return factor
 
 
 def compensated(
