@@ -214,8 +214,9 @@ def _stored(graph: Graph, members: Sequence[fx.Node]) -> dict[str, torch.Tensor]
 
 def _is_decoding(node: fx.Node) -> bool:
     """Whether a value is decoded from stored weights, and is no quantized activation."""
-    known = (*DECODINGS, torch.ops.aten.view.default, torch.ops.aten.slice.Tensor, torch.ops.aten.mul.Tensor)
-    if node.op == "call_function" and node.target in known:
+    aten = torch.ops.aten
+    known = (aten.view.default, aten.slice.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.mm.default)
+    if node.op == "call_function" and (node.target in DECODINGS or node.target in known):
         return all(used.op == "get_attr" or _is_decoding(used) for used in node.all_input_nodes)
     return False
 

@@ -2,7 +2,8 @@
 
     w  ->  decode(encode(w)), the decoding as operators over the stored parts (see graphc.formats)
 
-Activations stay as they are. A convolution's weight is stored as the matrix [O, C * taps].
+Activations stay as they are. A convolution's weight is stored as the matrix [O, C * taps]. With `data` the second
+moments of the layers' inputs are measured first, and formats make small what the layers' outputs lose (graphc.moments).
 
 before:
 graph example((%x,), {}) {
@@ -29,11 +30,12 @@ from fnmatch import fnmatch
 from typing import Literal
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from graphc import formats
 from graphc.errors import FormatError
 from graphc.graph import Graph, arguments
+from graphc.moments import second_moments
 from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
@@ -44,7 +46,8 @@ LAYERS = (aten.convolution.default, aten.linear.default)
 class Compress(Pass):
     """Compress the layers whose path matches `layers` and none of `exclude` (shell patterns); no pattern: all.
 
-    unfit: what becomes of a layer whose shape the format cannot take, "error" or "keep" (it stays as it is).
+    unfit: what becomes of a layer whose shape the format cannot take, "error" or "keep" (it stays as it is). data:
+    encode with the second moments of the layers' inputs over `ctx.calibration`; CalibrationError where there is none.
     """
 
     fidelity = "lossy"
@@ -52,20 +55,23 @@ class Compress(Pass):
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     unfit: Literal["error", "keep"] = "error"
+    data: bool = False
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         result = graph.clone()
         layers = [node for node in result.calls if self._takes(result, node)]
         matrices = (result.weights[str(node.args[1].target)].detach().flatten(1) for node in layers)  # type: ignore[union-attr]
         chosen = formats.parse(self.format).fitted(matrices)
+        moments = _moments(result, layers, ctx) if self.data else {}
         expressions: dict[str, fx.Node] = {}  # of weights that several layers share
-        for layer in layers:
+        for number, layer in enumerate(layers):
+            ctx.progress("compressing", number, len(layers))
             args = arguments(layer)
             name = str(args[1].target)
             if name not in expressions:
                 try:
                     with result.at(layer):
-                        expressions[name] = _expression(result, chosen, name, layer)
+                        expressions[name] = _expression(result, chosen, name, layer, moments.get(name))
                 except FormatError:
                     if self.unfit == "error":
                         raise
@@ -74,6 +80,7 @@ class Compress(Pass):
             layer.args = tuple(args)
         if not expressions:
             return graph
+        ctx.progress("compressing", len(layers), len(layers))
         result.drop_unused()
         return result
 
@@ -86,12 +93,21 @@ class Compress(Pass):
         return weight is not None and weight.dtype == torch.float32
 
 
-def _expression(graph: Graph, chosen: formats.Format, name: str, layer: fx.Node) -> fx.Node:
+def _moments(graph: Graph, layers: list[fx.Node], ctx: PassContext) -> dict[str, Tensor]:
+    """By weight: the mean over the layers that share it."""
+    found = second_moments(graph, layers, ctx)
+    shared: dict[str, list[Tensor]] = {}
+    for layer, moments in found.items():
+        shared.setdefault(str(layer.args[1].target), []).append(moments)  # type: ignore[union-attr]
+    return {name: torch.stack(several).mean(0) if len(several) > 1 else several[0] for name, several in shared.items()}
+
+
+def _expression(graph: Graph, chosen: formats.Format, name: str, layer: fx.Node, moments: Tensor | None) -> fx.Node:
     weight = graph.weights[name]
     matrix = weight.detach().flatten(1)
     shape = (matrix.shape[0], matrix.shape[1])
     try:
-        decoded = chosen.express(graph, chosen.encode(matrix), shape, name)
+        decoded = chosen.express(graph, chosen.encode(matrix, moments), shape, name)
     except FormatError as error:
         where = f" of layer '{layer.meta['path']}'" if layer.meta["path"] else ""
         raise FormatError(f"weight '{name}'{where}: {error}; or leave it out: compress{{exclude=[...]}}") from None

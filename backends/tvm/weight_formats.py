@@ -12,6 +12,7 @@ from torch import fx
 
 from graphc import formats
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
+from graphc.formats.binary import Binary
 from graphc.formats.block_sparse import BlockSparse
 from graphc.formats.linear import Linear
 from graphc.formats.sparse import Sparse
@@ -150,7 +151,7 @@ def _weight(node: fx.Node) -> GroupedIntegers | TwoOfFour | KeptBlocks | Codewor
         mask: fx.Node = node.args[1]  # type: ignore[assignment]
         whole = found.format.height % BLOCK_ROWS == 0
         return KeptBlocks(found.parts["values"], mask, (mask, node)) if whole else None
-    if isinstance(found.format, Vector):
+    if isinstance(found.format, Vector | Binary):
         return _codewords(node, found)
     if not isinstance(found.format, Linear):
         return None

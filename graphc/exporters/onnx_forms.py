@@ -169,6 +169,10 @@ def _expand_blocks(shape: list[Any], values: Tensor, mask: Tensor) -> Tensor:
     return _function("expand_blocks", (values, mask), shape, grid=[*mask.shape, *values.shape[1:]], shape=shape)
 
 
+def _expand_gaps(shape: list[Any], values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor:
+    return _function("expand_gaps", (values, gaps), shape, flat=[rows * columns], shape=[rows, columns])
+
+
 def _view(shape: list[Any], x: Tensor, sizes: list[Any]) -> Tensor:
     """A view in the Graph is one of values; here torch's strides must not matter."""
     return x.reshape(sizes)
@@ -206,4 +210,5 @@ FORMS: dict[Any, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     torch.ops.graphc.gather_sum.default: _gather_sum,
     torch.ops.graphc.expand_2_4.default: _expand_2_4,
     torch.ops.graphc.expand_blocks.default: _expand_blocks,
+    torch.ops.graphc.expand_gaps.default: _expand_gaps,
 }

@@ -203,6 +203,21 @@ _TEXTS = {
             ordered = Transpose <perm = [0, 2, 1, 3]> (blocks)
             x = Reshape (ordered, shape)
         }""",
+    "expand_gaps": """
+        expand_gaps <flat, shape> (values, gaps) => (x) {
+            flat = Constant <value_ints: ints = @flat> ()
+            shape = Constant <value_ints: ints = @shape> ()
+            one = Constant <value_int = 1> ()
+            axis = Constant <value_int = 0> ()
+            wide = Cast <to = 7> (gaps)
+            steps = Add (wide, one)
+            ends = CumSum (steps, axis)
+            places = Sub (ends, one)
+            real = Cast <to = 1> (values)
+            empty = ConstantOfShape (flat)
+            dense = ScatterElements <axis = 0> (empty, places, real)
+            x = Reshape (dense, shape)
+        }""",
 }
 
 

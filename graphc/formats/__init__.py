@@ -2,7 +2,7 @@
 
 A format is a frozen dataclass whose fields are its options; its text is `name` or `name(option=value,...)`, such as
 `linear(bits=4,group=32)`, where `name` is the file's and the class's. Formats see matrices [rows, columns]; the weight
-of a convolution is taken as [O, C * taps].
+of a convolution is taken as [O, C * taps]. Sums and products of formats are formats (graphc.expressions).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, fx
@@ -44,8 +45,12 @@ class Format(ABC):
         return self
 
     @abstractmethod
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The parts of an f32 matrix. Raises FormatError, with what would be legal, where it does not fit."""
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
+        """The parts of an f32 matrix [rows, columns], such that the error E = weight - decode(parts) is small.
+
+        moments: G of the layer's inputs, [columns, columns] (graphc.moments): tr(E G E^T) shall then be small, as far
+        as the format knows how; without, |E|^2. Raises FormatError, with what would be legal, where it does not fit.
+        """
 
     @abstractmethod
     def express(self, graph: Graph, parts: Mapping[str, Tensor], shape: Shape, name: str) -> fx.Node:
@@ -94,10 +99,16 @@ def format_names() -> list[str]:
 
 
 def parse(text: str) -> Format:
-    """The format that a text names. Raises FormatError for an unknown format or option, or a value of another type."""
+    """The format that a text names, or the sum or product of formats. Raises FormatError for an unknown format or
+    option, or a value of another type."""
     found = _FORMAT.fullmatch(text)
+    if found is None and set(text) & set("+*;"):
+        expression: Format = _expressions().parse(text)
+        return expression
     if found is None:
-        raise FormatError(f"cannot read the weight format '{text}'; expected name or name(option=value,...)")
+        raise FormatError(
+            f"cannot read the weight format '{text}'; expected name or name(option=value,...), sums or products of them"
+        )
     if found["name"] not in format_names():
         raise FormatError(f"unknown weight format '{found['name']}'; known formats: {', '.join(format_names())}")
     kind = _class(found["name"])
@@ -136,4 +147,9 @@ def _class(name: str) -> type[Format]:
 def recognize(node: fx.Node) -> Stored | None:
     """What is stored, where `node` is the last of a format's decoding expression."""
     found: Iterator[Stored | None] = (_class(name).recognize(node) for name in format_names())
-    return next(filter(None, found), None)
+    return next(filter(None, found), None) or _expressions().recognize(node)
+
+
+def _expressions() -> ModuleType:
+    """Imported late: it is made of this package's formats."""
+    return importlib.import_module("graphc.expressions")

@@ -43,7 +43,7 @@ class BlockSparse(Format):
     def label(self) -> str:
         return f"blocks {self.height}x{self.width} {self.values}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         rows, columns = weight.shape
         for what, size, part in (("rows", rows, self.height), ("columns", columns, self.width)):
             if size % part:
@@ -73,6 +73,8 @@ class BlockSparse(Format):
         if any(part.op != "get_attr" for part in parts.values()):
             return None
         kept, height, width = values.meta["type"].shape
+        if height == width == 1:  # single weights: the format `unstructured`
+            return None
         rows, columns = mask.meta["type"].shape
         kind = "f16" if values.meta["type"].dtype == torch.float16 else "f32"
         return Stored(cls(height, width, kept / (rows * columns), kind), parts)

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from graphc.encoding.adaround import adaptive_codes
+from graphc.encoding.compensation import DAMPING, Final, compensated
+from graphc.encoding.grid import Grid, clipped
+from graphc.encoding.half_quadratic import refined
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
 from graphc.graph import Graph, arguments
@@ -22,6 +26,14 @@ from graphc.operators.weights import pack
 
 graphc_ops = torch.ops.graphc
 _SCALES = {"f16": torch.float16, "f32": torch.float32}
+_BY_MOMENTS = ("gptq", "adaround")
+_LEGAL: dict[str, tuple[int | str, ...]] = {
+    "bits": (2, 3, 4, 8),
+    "scale": tuple(_SCALES),
+    "range": ("max", "mse"),
+    "rounding": ("nearest", "hqq", *_BY_MOMENTS),
+    "order": ("natural", "activation"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,17 +41,30 @@ class Linear(Format):
     """Parts: codes (int8 or uint8 [rows, columns] at 8 bits, else packed), scale, and zero_point where it is stored.
 
     bits: 2, 3, 4 or 8. group: columns that share a scale, or `channel` (a row), or `tensor`. scale: f16 or f32.
+    range: max, or mse, the share of it that has the least squared error (weighted by the inputs' squares, where moments
+    are given). rounding: nearest; hqq, with scales and zero points that outliers do not move (encoding.half_quadratic);
+    or, by the moments of the layer's inputs, gptq (encoding.compensation) or adaround (encoding.adaround). damping,
+    order: of gptq, its columns in the order natural or activation (largest inputs first). iterations: of adaround.
     """
 
     bits: int = 8
     group: int | str = "channel"
     symmetric: bool = True
     scale: str = "f16"
+    range: str = "max"
+    rounding: str = "nearest"
+    damping: float = DAMPING
+    order: str = "natural"
+    iterations: int = 500
 
     def __post_init__(self) -> None:
-        for what, legal in (("bits", (2, 3, 4, 8)), ("scale", tuple(_SCALES))):
+        for what, legal in _LEGAL.items():
             if getattr(self, what) not in legal:
                 raise FormatError(f"linear: {what}={getattr(self, what)} must be one of {', '.join(map(str, legal))}")
+        if not isinstance(self.damping, int | float) or self.damping <= 0:
+            raise FormatError(f"linear: damping={self.damping} must be a number above 0")
+        if not isinstance(self.iterations, int) or self.iterations < 1:
+            raise FormatError(f"linear: iterations={self.iterations} must be a number from 1")
         whole = isinstance(self.group, int) and self.group > 0
         if not whole and self.group not in ("channel", "tensor"):
             raise FormatError(f"linear: group={self.group} must be a number of columns, channel or tensor")
@@ -49,7 +74,7 @@ class Linear(Format):
         group = {"channel": "", "tensor": " per tensor"}.get(str(self.group), f" g{self.group}")
         return f"{'int' if self.symmetric else 'uint'}{self.bits}{group}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         columns = weight.shape[1]
         group = self._columns(columns)
         if columns % group:
@@ -60,24 +85,61 @@ class Linear(Format):
             )
         if not weight.isfinite().all():
             raise FormatError(f"{self}: the weight is NaN or infinite")
+        if self.rounding in _BY_MOMENTS and moments is None:
+            raise FormatError(
+                f"{self} needs the moments of the layer's inputs, compress{{data=true}}; legal without: hqq"
+            )
         grouped = weight.to(torch.float32).unflatten(1, (-1, group))
+        grid = self._grid(grouped, moments)
+        codes = self._codes(grouped, grid, moments).to(torch.uint8)
+        parts = {"scale": grid.scale.to(_SCALES[self.scale]).squeeze(-1)}
+        if self.bits < 8:
+            parts |= {"codes": pack(codes, self.bits)}
+            parts |= {"zero_point": torch.tensor(2 ** (self.bits - 1), dtype=torch.uint8)} if self.symmetric else {}
+        else:
+            parts |= {"codes": (codes ^ 128).view(torch.int8) if self.symmetric else codes}
+        return parts if self.symmetric else parts | {"zero_point": grid.zero.squeeze(-1).to(torch.uint8)}
+
+    def _grid(self, grouped: Tensor, moments: Tensor | None) -> Grid:
+        """Scales and zero points of groups [rows, groups, group], the scales as they are stored."""
         over = (0, 1, 2) if self.group == "tensor" else (2,)
         low, high = grouped.amin(over, keepdim=True).clamp(max=0), grouped.amax(over, keepdim=True).clamp(min=0)
         half, top = 2 ** (self.bits - 1), 2**self.bits - 1
         scale = torch.where(high > -low, -high, -low) / half if self.symmetric else (high - low) / top
-        stored = scale.to(_SCALES[self.scale])
+        dtype = _SCALES[self.scale]
+        stored = scale.to(dtype).to(torch.float32)
         if not stored.isfinite().all():
             raise FormatError(f"{self}: scales up to {float(scale.abs().max()):.3g} do not fit f16; use scale=f32")
-        divisor = torch.where(stored == 0, torch.inf, stored.to(torch.float32))
-        zero = torch.full_like(low, half) if self.symmetric else (-low / divisor).round().clamp(0, top)
-        codes = ((grouped / divisor).round() + zero).clamp(0, top).to(torch.uint8).flatten(1)
-        parts = {"scale": stored.squeeze(-1)}
-        if self.bits < 8:
-            parts |= {"codes": pack(codes, self.bits)}
-            parts |= {"zero_point": torch.tensor(half, dtype=torch.uint8)} if self.symmetric else {}
-        else:
-            parts |= {"codes": (codes ^ 128).view(torch.int8) if self.symmetric else codes}
-        return parts if self.symmetric else parts | {"zero_point": zero.squeeze(-1).to(torch.uint8)}
+        spanning = Grid(stored, torch.full_like(low, half), top)
+        if not self.symmetric:
+            spanning = Grid(stored, (-low / spanning.divisor).round().clamp(0, top), top)
+        if self.range == "mse":
+            weights = torch.ones(()) if moments is None else moments.diagonal().to(torch.float32)
+            spanning = clipped(
+                grouped, spanning, dtype, weights.expand(grouped[0].numel()).reshape(grouped[0].shape), over
+            )
+        if self.rounding == "hqq":
+            return refined(grouped, spanning, dtype, not self.symmetric, over)
+        return spanning
+
+    def _codes(self, grouped: Tensor, grid: Grid, moments: Tensor | None) -> Tensor:
+        if moments is None or self.rounding not in _BY_MOMENTS:
+            return grid.codes(grouped).flatten(1)
+        each, weight = grid.expanded(grouped.shape), grouped.flatten(1)
+        if self.rounding == "adaround":
+            return adaptive_codes(weight, moments, each, self.iterations)
+
+        def rounded(w: Tensor, columns: Tensor, spread: Tensor) -> Final:
+            here = Grid(each.scale[:, columns], each.zero[:, columns], each.top)
+
+            def final(i: int, column: Tensor) -> Tensor:
+                one = Grid(here.scale[:, i], here.zero[:, i], here.top)
+                return one.decode(one.codes(column))
+
+            return final
+
+        settled = compensated(weight, moments, rounded, damping=self.damping, sort=self.order == "activation")
+        return each.codes(settled)
 
     def _columns(self, columns: int) -> int:
         return columns if isinstance(self.group, str) else self.group

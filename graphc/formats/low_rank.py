@@ -6,6 +6,9 @@ The range of w is found by multiplying random vectors by w and its transpose in 
 Martinsson & Tropp, "Finding Structure with Randomness", 2011, algorithm 4.4); the singular value decomposition is then
 one of a small matrix. Two iterations come within about 2 % of the smallest possible Frobenius error; the spectral error
 may be further off. The singular values are shared evenly between the factors, so that neither is hard to compress.
+
+With the moments G = L L^T of the layer's inputs it is w @ L that is approximated, and right is multiplied by L^-1: the
+error of the output, |(w - left @ right) @ L|, is then the least of its rank (Wang et al., "SVD-LLM", ICLR 2025).
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from graphc.encoding.compensation import damped
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
 from graphc.graph import Graph, arguments
 
 aten = torch.ops.aten
+_DAMPING = 1e-5  # of the moments, so that they can be factored
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class LowRank(Format):
     def label(self) -> str:
         return f"rank {self.rank}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         rows, columns = weight.shape
         if self.rank * (rows + columns) >= rows * columns:
             most = (rows * columns - 1) // (rows + columns)
@@ -53,6 +58,17 @@ class LowRank(Format):
         if not weight.isfinite().all():
             raise FormatError(f"{self}: the weight is NaN or infinite")
         w = weight.to(torch.float32)
+        whitening = None
+        if moments is not None:
+            whitening = torch.linalg.cholesky(damped(moments, _DAMPING))
+            w = (w.to(torch.float64) @ whitening).to(torch.float32)
+        left, right = self._factors(w)
+        if whitening is not None:
+            right = torch.linalg.solve_triangular(whitening, right.to(torch.float64), upper=False, left=False)
+        return {"left": left.contiguous(), "right": right.to(torch.float32).contiguous()}
+
+    def _factors(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = w.shape
         width = min(self.rank + self.oversampling, rows, columns)
         generator = torch.Generator().manual_seed(self.seed)
         y = w @ torch.randn(columns, width, generator=generator)
@@ -62,8 +78,7 @@ class LowRank(Format):
         basis = torch.linalg.qr(y).Q
         u, values, v = torch.linalg.svd(basis.t() @ w, full_matrices=False)
         root = values[: self.rank].sqrt()
-        left, right = basis @ (u[:, : self.rank] * root), root.unsqueeze(1) * v[: self.rank]
-        return {"left": left.contiguous(), "right": right.contiguous()}
+        return basis @ (u[:, : self.rank] * root), root.unsqueeze(1) * v[: self.rank]
 
     def express(self, graph: Graph, parts: Mapping[str, Tensor], shape: Shape, name: str) -> fx.Node:
         left, right = (graph.add_weight(f"{name}.{part}", parts[part]) for part in ("left", "right"))

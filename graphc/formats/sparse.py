@@ -1,7 +1,8 @@
-"""2:4 sparsity: of every four neighbours in a row the two of largest magnitude are kept, with their places.
+"""2:4 sparsity: of every four neighbours in a row the two that matter most are kept, with their places.
 
 Half of the values, and two bits for each that say where among its four it lies (Mishra et al., "Accelerating Sparse
-Deep Neural Networks", 2021).
+Deep Neural Networks", 2021). Those of largest magnitude are kept, or, with the moments of the layer's inputs, those
+that the output feels most (encoding.selection).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from graphc.encoding.selection import importance, largest, pruned
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
 from graphc.graph import Graph, arguments
@@ -24,9 +26,13 @@ VALUES = {"f32": torch.float32, "f16": torch.float16, "int8": torch.int8}
 @dataclass(frozen=True)
 class Sparse(Format):
     """Parts: values ([rows, columns / 2], f16, f32 or int8), positions (uint8 [rows, ceil(columns / 8)]: 2 bits each)
-    and, for int8 values, scale (f32 [rows, 1])."""
+    and, for int8 values, scale (f32 [rows, 1]).
+
+    update: change the values that are kept so that they make up for the others (SparseGPT); needs moments.
+    """
 
     values: str = "f16"
+    update: bool = False
 
     def __post_init__(self) -> None:
         if self.values not in VALUES:
@@ -36,13 +42,18 @@ class Sparse(Format):
     def label(self) -> str:
         return f"2:4 {self.values}"
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         if weight.shape[1] % 4:
             raise FormatError(f"{self}: rows of {weight.shape[1]} are no whole number of fours")
-        fours = weight.to(torch.float32).unflatten(1, (-1, 4))
-        # A stable order: of equal magnitudes the first are kept, on every machine.
-        kept = fours.abs().argsort(dim=-1, descending=True, stable=True)[..., :2].sort(-1).values
-        values = fours.gather(-1, kept).flatten(1)
+        if not weight.isfinite().all():
+            raise FormatError(f"{self}: the weight is NaN or infinite")
+        w = weight.to(torch.float32)
+        if self.update:
+            w, mask = pruned(w, needed(self, moments), _two_of_four, 4)
+        else:
+            mask = _two_of_four(importance(w, moments))
+        kept = mask.unflatten(1, (-1, 4)).nonzero()[:, 2].reshape(len(w), -1, 2)
+        values = w.unflatten(1, (-1, 4)).gather(-1, kept).flatten(1)
         return stored_values(self, values) | {"positions": pack(kept.to(torch.uint8).flatten(1), 2)}
 
     def express(self, graph: Graph, parts: Mapping[str, Tensor], shape: Shape, name: str) -> fx.Node:
@@ -71,6 +82,17 @@ class Sparse(Format):
         if kind is None or any(part.op != "get_attr" for part in parts.values()):
             return None
         return Stored(cls(kind), parts)
+
+
+def _two_of_four(scores: Tensor) -> Tensor:
+    return largest(scores.unflatten(1, (-1, 4)), 2).flatten(1)
+
+
+def needed(chosen: Format, moments: Tensor | None) -> Tensor:
+    """The moments that an option needs. Raises FormatError where there are none."""
+    if moments is None:
+        raise FormatError(f"{chosen} needs the moments of the layer's inputs: compress{{data=true}}")
+    return moments
 
 
 def stored_values(chosen: Format, values: Tensor) -> dict[str, Tensor]:

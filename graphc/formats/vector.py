@@ -2,9 +2,10 @@
 
     w[n, j*d : (j+1)*d] = scale[n] * codebook[codes[n, j]]
 
-The codebook is found by k-means (Lloyd, "Least Squares Quantization in PCM", 1982) on a sample of the pieces, started
-by k-means++ (Arthur & Vassilvitskii, 2007); then every piece counts once: assign, average, round to f16, assign.
-Rows are scaled to a root mean square of 1 before, so that one codebook serves them all, and those of other layers.
+The codebook is found by k-means on a sample of the pieces (encoding.kmeans); then every piece counts once: assign,
+average, round to f16, assign. Rows are scaled to a root mean square of 1 before, so that one codebook serves them all,
+and those of other layers. With the moments of the layer's inputs each squared error counts by the mean square of the
+input that it meets (and its row's scale), and the last scale is the one for which the row's output loses least.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
+from graphc.encoding.kmeans import Pieces, kmeans, sample
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
 from graphc.graph import Graph, arguments
@@ -24,8 +26,6 @@ from graphc.operators.weights import pack
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
 
 _SAMPLE = 1 << 15  # pieces that k-means sees
-_SEEDING = 1 << 13  # of these, the pieces among which k-means++ looks
-_CHUNK = 1 << 12  # pieces whose distances are held at once
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,16 @@ class Vector(Format):
     with `scale`, scale (f32 [rows, 1]).
 
     d: elements of a codeword. codewords: a power of two from 2 to 256. shared: one codebook for all layers of a pass,
-    so that layers which read one input share its tables of partial products. iterations, seed: of k-means. Where d does
-    not divide the columns, the last piece of a row is filled with noughts.
+    so that layers which read one input share its tables of partial products. assignment: a piece has the codeword that
+    is nearest (euclidean) or that has the smallest angle to it (cosine; the row's scale is then the projection).
+    iterations, seed: of k-means. Where d does not divide the columns, the last piece of a row is filled with noughts.
     """
 
     d: int = 4
     codewords: int = 256
     scale: bool = True
     shared: bool = False
+    assignment: str = "euclidean"
     iterations: int = 20
     seed: int = 0
     codebook: Tensor | None = field(default=None, compare=False, repr=False)
@@ -49,6 +51,8 @@ class Vector(Format):
     def __post_init__(self) -> None:
         if self.codewords not in (2, 4, 8, 16, 32, 64, 128, 256):
             raise FormatError(f"vector: codewords={self.codewords} must be a power of two from 2 to 256")
+        if self.assignment not in ("euclidean", "cosine"):
+            raise FormatError(f"vector: assignment={self.assignment} must be one of euclidean, cosine")
         for what, least in (("d", 1), ("iterations", 0), ("seed", 0)):
             value = getattr(self, what)
             if not isinstance(value, int) or value < least:
@@ -66,29 +70,37 @@ class Vector(Format):
         if not self.shared:
             return self
         generator = torch.Generator().manual_seed(self.seed)
-        samples = [_sample(self._pieces(weight)[0], _SAMPLE // 4, generator) for weight in weights]
+        samples = [sample(Pieces(self._pieces(weight)[0]), _SAMPLE // 4, generator).values for weight in weights]
         if not samples:
             return self
-        sample = _sample(torch.cat(samples), _SAMPLE, generator)
-        return replace(self, codebook=_kmeans(sample, self.codewords, self.iterations, generator).to(torch.float16))
+        pieces = Pieces(torch.cat(samples), cosine=self.assignment == "cosine")
+        return replace(self, codebook=self._centres(pieces, generator).to(torch.float16))
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        pieces, scale = self._pieces(weight)
+    def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
+        values, scale = self._pieces(weight)
+        pieces = Pieces(values, None if moments is None else self._weights(scale, moments), self.assignment == "cosine")
         codebook = self.codebook
         if codebook is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            found = _kmeans(_sample(pieces, _SAMPLE, generator), self.codewords, self.iterations, generator)
-            codebook = _means(pieces, _assign(pieces, found), found).to(torch.float16)
+            found = self._centres(pieces, torch.Generator().manual_seed(self.seed))
+            codebook = pieces.means(pieces.assigned(found), found).to(torch.float16)
         if not codebook.isfinite().all():
             raise FormatError(f"{self}: codewords do not fit f16; use scale=true")
-        codes = _assign(pieces, codebook.to(torch.float32)).to(torch.uint8).reshape(len(weight), -1)
+        codes = pieces.assigned(codebook.to(torch.float32)).to(torch.uint8).reshape(len(weight), -1)
         if self.scale:  # the factor that is best for the codewords that a row now has
-            decoded = codebook.to(torch.float32)[codes.to(torch.int64)]
-            given = pieces.reshape(decoded.shape)
-            ratio = (decoded * given).sum((1, 2)) / (decoded * decoded).sum((1, 2)).clamp(min=1e-20)
-            scale = scale * torch.where(ratio > 0, ratio, 1.0).unsqueeze(1)
+            decoded = codebook.to(torch.float32)[codes.to(torch.int64)].flatten(1)[:, : weight.shape[1]]
+            felt = decoded if moments is None else decoded @ moments.to(torch.float32)
+            fitted = (felt * weight.to(torch.float32)).sum(1) / (felt * decoded).sum(1).clamp(min=1e-20)
+            scale = torch.where(fitted > 0, fitted, scale.squeeze(1)).unsqueeze(1)
         parts = {"codes": codes if self._bits == 8 else pack(codes, self._bits), "codebook": codebook}
         return parts | {"scale": scale} if self.scale else parts
+
+    def _centres(self, pieces: Pieces, generator: torch.Generator) -> Tensor:
+        return kmeans(sample(pieces, _SAMPLE, generator), self.codewords, self.iterations, generator)
+
+    def _weights(self, scale: Tensor, moments: Tensor) -> Tensor:
+        """What a squared error in each element of the pieces costs: f32 [rows * ceil(columns / d), d]."""
+        squares = scale.square() * moments.diagonal().to(torch.float32)
+        return torch.nn.functional.pad(squares, (0, -len(moments) % self.d)).reshape(-1, self.d)
 
     def _pieces(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Pieces f32 [rows * ceil(columns / d), d] of the scaled rows, and the scales [rows, 1]."""
@@ -137,49 +149,3 @@ class Vector(Format):
 
 
 _SIZES = tuple(2**bits for bits in range(1, 9))
-
-
-def _sample(pieces: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    if len(pieces) <= most:
-        return pieces
-    return pieces[torch.randint(len(pieces), (most,), generator=generator)]
-
-
-def _kmeans(pieces: Tensor, codewords: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """f32 [codewords, d]; one that no piece is nearest to moves to the piece that is farthest from its own."""
-    centres = _seeds(_sample(pieces, _SEEDING, generator), codewords, generator)
-    for _ in range(iterations):
-        nearest = _assign(pieces, centres)
-        idle = (torch.bincount(nearest, minlength=codewords) == 0).nonzero().flatten()
-        if len(idle):
-            far = (pieces - centres[nearest]).square().sum(1).topk(min(len(idle), len(pieces))).indices
-            nearest[far] = idle[: len(far)]
-        centres = _means(pieces, nearest, centres)
-    return centres
-
-
-def _seeds(pieces: Tensor, codewords: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each further centre is a piece drawn in proportion to its squared distance from those before."""
-    first = torch.randint(len(pieces), (1,), generator=generator)
-    chosen = [pieces[first]]
-    distance = (pieces - chosen[0]).square().sum(1)
-    for _ in range(codewords - 1):
-        total = float(distance.sum())
-        place = torch.multinomial(distance, 1, generator=generator) if total > 0 else first
-        chosen.append(pieces[place])
-        distance = torch.minimum(distance, (pieces - chosen[-1]).square().sum(1))
-    return torch.cat(chosen)
-
-
-def _assign(pieces: Tensor, centres: Tensor) -> Tensor:
-    """The nearest centre of each piece, int64 [pieces]: |p - c|^2 less what is the same for all c."""
-    half = centres.square().sum(1) / 2
-    found = [torch.addmm(half, part, centres.t(), alpha=-1).argmin(1) for part in pieces.split(_CHUNK)]
-    return torch.cat(found)
-
-
-def _means(pieces: Tensor, nearest: Tensor, centres: Tensor) -> Tensor:
-    """The mean of each centre's pieces; a centre of none stays."""
-    sums = torch.zeros_like(centres).index_add_(0, nearest, pieces)
-    counts = torch.bincount(nearest, minlength=len(centres)).unsqueeze(1)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centres)

@@ -7,7 +7,7 @@ import torch
 
 from graphc.operators.integer import integer_convolution, integer_linear, integer_sum_pool2d
 from graphc.operators.quantization import dequantize, quantize, rescale
-from graphc.operators.sparsity import expand_2_4, expand_blocks
+from graphc.operators.sparsity import expand_2_4, expand_blocks, expand_gaps
 from graphc.operators.tables import gather_sum, lookup, partial_products
 from graphc.operators.weights import dequantize_groups, quantize_dynamic, unpack
 
@@ -16,6 +16,7 @@ __all__ = [
     "dequantize_groups",
     "expand_2_4",
     "expand_blocks",
+    "expand_gaps",
     "gather_sum",
     "integer_convolution",
     "integer_linear",
@@ -37,5 +38,6 @@ DECODINGS = frozenset(
         torch.ops.graphc.lookup.default,
         torch.ops.graphc.expand_2_4.default,
         torch.ops.graphc.expand_blocks.default,
+        torch.ops.graphc.expand_gaps.default,
     }
 )

@@ -42,3 +42,22 @@ def expand_blocks(values: Tensor, mask: Tensor) -> Tensor:
 def _(values: Tensor, mask: Tensor) -> Tensor:
     shape = [mask.shape[0] * values.shape[1], mask.shape[1] * values.shape[2]]
     return values.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("graphc::expand_gaps", mutates_args=())
+def expand_gaps(values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor:
+    """A matrix of the values that are kept, row by row, each with the number of noughts before it.
+
+    values: f16 or f32 [kept]. gaps: uint8 [kept], since the value before or the start; value i lies at element
+    (gaps[0] + 1) + ... + (gaps[i] + 1) - 1 of the matrix. Returns f32 [rows, columns].
+    """
+    places = (gaps.to(torch.int64) + 1).cumsum(0) - 1
+    dense = torch.zeros(rows * columns)
+    dense[places] = values.to(torch.float32)
+    return dense.reshape(rows, columns)
+
+
+@expand_gaps.register_fake
+def _(values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor:
+    torch._check(values.shape == gaps.shape, lambda: f"{values.shape[0]} values for {gaps.shape[0]} gaps")
+    return values.new_empty([rows, columns], dtype=torch.float32)

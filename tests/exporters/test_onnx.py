@@ -230,6 +230,7 @@ def test_codewords_and_kept_elements_are_found_exactly() -> None:
         (graphc_ops.lookup.default, indices[0, 0], (random(16, 3),)),
         (graphc_ops.expand_2_4.default, random(3, 2, 4), (positions.expand(3, 2, 4),)),
         (graphc_ops.expand_blocks.default, random(int(mask.sum()), 2, 3), (mask,)),
+        (graphc_ops.expand_gaps.default, random(4), (torch.tensor([2, 0, 7, 1], dtype=torch.uint8), 3, 6)),
     ]
     assert_bit_equal(calls)
 

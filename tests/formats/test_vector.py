@@ -9,6 +9,7 @@ from graphc import formats
 from graphc.errors import FormatError
 from graphc.formats.vector import Vector
 from graphc.graph import Graph
+from graphc.moments import loss
 from graphc.passes.compress import Compress
 from graphc.pipeline import PassContext
 from graphc.structure import Structure
@@ -31,6 +32,36 @@ def test_text_and_expression_are_read_back(text, weight):
     found = formats.recognize(chosen.express(graph, parts, (48, 96), "w"))
     assert found.format == chosen
     assert {part: str(stored.target) for part, stored in found.parts.items()} == {part: f"w.{part}" for part in parts}
+
+
+def test_errors_count_by_the_inputs_that_they_meet(weight):
+    x = torch.randn(512, 96) * torch.logspace(-1, 1, 96) + 0.2
+    moments = (x.t() @ x / 512).double()
+    for text in ("vector", "vector(d=5,codewords=64)", "vector(d=8,scale=false)", "vector(assignment=cosine)"):
+        chosen = formats.parse(text)
+        lost = [
+            loss(weight - chosen.decode(chosen.encode(weight, given), (48, 96)), moments) for given in (None, moments)
+        ]
+        assert lost[1] < 0.7 * lost[0], text
+
+
+def test_uniform_weights_change_nothing(weight):
+    chosen = formats.parse("vector(d=2,codewords=16,scale=false)")
+    one, other = chosen.encode(weight), chosen.encode(weight, torch.eye(96))
+    torch.testing.assert_close(one["codebook"], other["codebook"])
+
+
+def test_cosine_takes_the_smallest_angle(weight):
+    chosen = formats.parse("vector(d=4,codewords=16,assignment=cosine)")
+    parts = chosen.encode(weight)
+    words = torch.nn.functional.normalize(parts["codebook"].float())
+    pieces = torch.nn.functional.normalize(weight.unflatten(1, (-1, 4)), dim=-1)
+    best = (pieces @ words.t()).amax(-1)
+    decoded = torch.nn.functional.normalize(chosen.decode(parts, (48, 96)).unflatten(1, (-1, 4)), dim=-1)
+    torch.testing.assert_close((pieces * decoded).sum(-1), best, rtol=1e-3, atol=1e-3)
+    scaled = chosen.decode(parts, (48, 96))
+    projection = (scaled * weight).sum(1) / scaled.square().sum(1)
+    torch.testing.assert_close(projection, torch.ones(48), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

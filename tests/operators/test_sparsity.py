@@ -20,3 +20,8 @@ def test_expand_blocks():
         [5, 6, 0, 0, 9, 10],
         [7, 8, 0, 0, 11, 12],
     ]
+
+
+def test_expand_gaps():
+    values, gaps = torch.tensor([1.0, 0.0, 2.0, 3.0]), torch.tensor([0, 1, 0, 3], dtype=torch.uint8)
+    assert ops.expand_gaps(values, gaps, 2, 4).tolist() == [[1, 0, 0, 2], [0, 0, 0, 3]]

@@ -37,6 +37,7 @@ from graphc.backends.tvm.templates import (
     depthwise_dots,
     dynamic_quantization,
     elementwise,
+    gap_expansion,
     matrix_product,
     normalization,
     partial_products,
@@ -87,6 +88,7 @@ TEMPLATES: tuple[Template, ...] = tuple(
         concatenation,
         dynamic_quantization,
         block_expansion,
+        gap_expansion,
         elementwise,
     )
 )

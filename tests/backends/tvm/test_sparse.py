@@ -30,6 +30,13 @@ CASES = (
     ("block_sparse(width=1,density=0.1)", (14,), 32, 50),
     ("block_sparse(height=4,width=2)", (2,), 12, 10),
 )
+# What no kernel reads as it is stored.
+EXPANDED = (
+    ("unstructured", (2,), 33, 20),
+    ("unstructured(density=0.1)", (1, 3), 16, 44),
+    ("unstructured(density=0.05,values=f32)", (2,), 7, 35),
+)
+BINARY = (("binary", (3,), 40, 36), ("binary", (1,), 64, 128), ("binary(scale=false)", (2,), 16, 9))
 
 
 def decoded(graph: Graph, text: str, rows: int, columns: int) -> fx.Node:
@@ -54,7 +61,7 @@ def graph_of(cases) -> tuple[Graph, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_layers(target, check):
-    graph, inputs = graph_of(CASES)
+    graph, inputs = graph_of((*CASES, *EXPANDED, *BINARY))
     check(graph, inputs, target=target, atol=1e-4)
 
 
@@ -65,6 +72,15 @@ def test_one_kernel_a_layer_but_for_blocks_of_few_rows():
     assert used.count("sparse product") == len(CASES) - 1
     (left,) = (step for step in steps if step["template"] == "matrix product")
     assert "blocks 4x2 f16) is decoded at load" in left["reason"]
+
+
+def test_single_weights_are_expanded_at_load_and_signs_are_read_as_stored():
+    graph, _ = graph_of((*EXPANDED, *BINARY))
+    steps = lower(graph, Target.parse("host")).plan["steps"]
+    reasons = [step["reason"] for step in steps if step["template"] == "matrix product"]
+    assert len(reasons) == len(EXPANDED)
+    assert "its weight (sparse 0.1 f16) is decoded at load: no kernel of this layer reads it as stored" in reasons
+    assert [step["template"] for step in steps].count("codeword product") == len(BINARY)
 
 
 def test_rows_are_dynamic_and_the_input_is_permuted(check):
