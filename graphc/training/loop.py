@@ -141,7 +141,7 @@ def train(
             torch.manual_seed(_mixed(options.seed, step))
             value = loss(batches(step))
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         now = float(value.detach())
         if not math.isfinite(now):
             raise TrainingError(f"the loss is {now} in step {step}: lower learning_rate={options.learning_rate}")

@@ -49,7 +49,8 @@ class Penalty:
 
 def layer_weights(graph: Graph, exclude: Iterable[str] = ()) -> list[str]:
     """Names of the f32 weights of convolutions and linear layers whose path matches no pattern of `exclude`."""
-    patterns, found = tuple(exclude), {}
+    patterns = tuple(exclude)
+    found: dict[str, None] = {}
     for node in graph.calls:
         weight = graph.weight(node.args[1]) if node.target in (aten.convolution.default, aten.linear.default) else None
         if weight is not None and not any(fnmatch(node.meta["path"], pattern) for pattern in patterns):

@@ -189,7 +189,7 @@ def _initial(options: VectorTraining, form: Format, matrix: Tensor, number: int)
 
 def vector_weights(module: Trainable) -> list[tuple[VectorWeight, Tensor]]:
     """The weights with trained codebooks, and the latent weights [O, ...] behind them."""
-    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[union-attr, operator]
+    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
     return [(chain[0], chain.original) for chain in chains if isinstance(chain[0], VectorWeight)]
 
 
