@@ -1,0 +1,216 @@
+"""What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
+
+    python -m graphc.tools.recovery vectors sparsity                 scikit-learn's digits, three seeds: minutes
+    python -m graphc.tools.recovery resnet20 --steps 8000            hours on two cores; goes on where it was stopped
+
+ResNet-20 (`resnet20_jpeg`) trains on jpeg_train, towards the float network's logits and without labels, judged on
+jpeg_test. Its bytes are those of all stored weights: codes, codebook, scales, biases and the layers left in float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.export import Dim
+
+import graphc
+from graphc import container
+from graphc.formats.vector import Vector
+from graphc.graph import Graph
+from graphc.pipeline import Pipeline
+from graphc.progress import terminal
+from graphc.tools import demo
+from graphc.tools.zoo import data
+from graphc.tools.zoo.catalog import MODELS
+from graphc.trainable import Trainable
+from graphc.training.distillation import Distillation, distill
+from graphc.training.loop import Samples, Training, train
+from graphc.training.sparsification import Penalty, largest_threshold, layer_weights, masked_trainable
+from graphc.training.vectors import VectorTraining, express_vectors, utilization, vector_trainable
+
+Figures = dict[str, Any]
+CLEAN = "canonicalize,fold_constants,fold_batchnorm,eliminate_common_subexpressions,drop_unused"
+SHARED = Vector(d=9, codewords=256, shared=True)  # a piece is one 3x3 kernel
+FLOAT = ("conv1", "linear")  # the first and the last layer
+ONCE = Pipeline("eliminate_common_subexpressions,drop_unused")
+
+
+def stored(graph: Graph) -> int:
+    """Bytes of all weights."""
+    return sum(tensor.nbytes for tensor in graph.weights.values())
+
+
+# -- ResNet-20 ------------------------------------------------------------------------------------
+
+
+def resnet20(options: argparse.Namespace, seed: int) -> Figures:
+    entry = MODELS["resnet20_jpeg"]
+    example = (entry.example_inputs(4)[0],)
+    teacher = Pipeline(CLEAN).run(
+        graphc.trace(entry.build(), example, dynamic_shapes=({0: Dim("batch", min=1, max=1024)},))
+    )
+    student = vector_trainable(teacher, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
+    untrained = ONCE.run(express_vectors(student))
+    images = data.jpeg_images("cifar10/jpeg_train.npz", min(50_000, options.steps * options.batch))
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+    def prepare(batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """A crop of 32x32 from the padded image, flipped or not, normalized."""
+        shift, flip = torch.randint(5, (2,), generator=generator).tolist(), torch.rand((), generator=generator) < 0.5
+        x = nn.functional.pad((batch[0] / 255 - mean) / deviation, (2, 2, 2, 2))
+        x = x[:, :, shift[0] : shift[0] + 32, shift[1] : shift[1] + 32]
+        return [x.flip(3) if flip else x]
+
+    samples = Samples((images,), options.batch, seed, prepare)
+    checkpoint = options.folder / f"resnet20-{options.assignment}-{options.steps}x{options.batch}-{seed}.safetensors"
+    training = Training(
+        options.steps, options.learning_rate, warmup=min(50, options.steps // 10), seed=seed, checkpoint=checkpoint,
+        interval=20, what=f"resnet20, seed {seed}",
+    )  # fmt: skip
+    with terminal() as show:
+        distill(student, teacher, samples, Distillation(temperature=options.temperature), training, progress=show)
+    result = ONCE.run(express_vectors(student))
+    names = layer_weights(teacher, exclude=FLOAT)
+    coded = {
+        id(value): value for name, value in result.weights.items() if name.endswith((".codes", ".codebook", ".scale"))
+    }
+    return {
+        "float top-1 %": entry.baseline,
+        "top-1 % before training": entry.evaluate(untrained.run, options.limit),
+        "top-1 % after training": entry.evaluate(result.run, options.limit),
+        "bits a weight of the coded layers": round(
+            8 * sum(value.nbytes for value in coded.values()) / sum(teacher.weights[name].numel() for name in names), 3
+        ),
+        "bytes": stored(result),
+        "times smaller than fp32": round(stored(teacher) / stored(result), 2),
+        "images trained on, repetitions counted": options.steps * options.batch,
+    }
+
+
+# -- digits ---------------------------------------------------------------------------------------
+
+
+class Digits:
+    """scikit-learn's digits, 1,200 to train on and 597 held out, and a network 64-64-64-10 trained on them."""
+
+    def __init__(self, seed: int) -> None:
+        known = demo.load()
+        images = torch.cat([known.images, known.held_out_images]).flatten(1)
+        labels = torch.cat([known.labels, known.held_out_labels])
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+        self.images, self.labels = images[order[:1200]], labels[order[:1200]]
+        self.held_out = images[order[1200:]], labels[order[1200:]]
+        self.samples, self.seed = Samples((self.images, self.labels), 50, seed), seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+        dynamic = ({0: Dim("batch", min=1, max=4096)},)
+        module = Trainable(graphc.trace(model, (self.images[:4],), dynamic_shapes=dynamic))
+        self.train(module, 10)
+        self.graph = module.graph()
+
+    def train(self, module: Trainable, epochs: int, penalty: Callable[[], Tensor] | None = None) -> None:
+        def loss(batch: Sequence[Tensor]) -> Tensor:
+            error = nn.functional.cross_entropy(module(batch[0]), batch[1])
+            return error if penalty is None else error + penalty()
+
+        train(module, loss, self.samples, Training(epochs * self.samples.steps_per_epoch, 3e-3, seed=self.seed))
+
+    def loss(self, graph: Graph) -> float:
+        """Cross entropy on the training set."""
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(graph.run(self.images), self.labels))
+
+    def accuracy(self, graph: Graph) -> float:
+        with torch.no_grad():
+            return 100 * float((graph.run(self.held_out[0]).argmax(1) == self.held_out[1]).float().mean())
+
+
+def vectors(options: argparse.Namespace, seed: int) -> Figures:
+    """From a random codebook of the wrong size, without re-seeding; the seconds of an epoch are this machine's."""
+    digits, figures = Digits(seed), Figures()
+    figures["float top-1 %"] = digits.accuracy(digits.graph)
+    for d, codewords in ((4, 16), (8, 16), (8, 256)):
+        seconds = {}
+        for assignment in ("euclidean", "cosine", "dkm"):
+            form = Vector(d, codewords, scale=False, seed=seed)
+            module = vector_trainable(digits.graph, VectorTraining(form, assignment, "random"))
+            start = time.perf_counter()
+            digits.train(module, 8)
+            seconds[assignment] = (time.perf_counter() - start) / 8
+            name = f"d{d} K{codewords} {assignment}"
+            figures[f"{name}: top-1 %"] = digits.accuracy(express_vectors(module))
+            figures[f"{name}: perplexity / K"] = utilization(module)
+        figures[f"d{d} K{codewords}: epoch time, cosine / dkm"] = seconds["cosine"] / seconds["dkm"]
+    return figures
+
+
+def sparsity(options: argparse.Namespace, seed: int) -> Figures:
+    """Each penalty for 30 epochs, TAMADE at delta 0.02, then five epochs on the weights that are left.
+
+    The penalties' strengths are such that networks with R-L1 are about as accurate as those with DRR.
+    """
+    digits, figures = Digits(seed), Figures()
+    names = layer_weights(digits.graph)
+    for name, penalty in PENALTIES.items():
+        module = Trainable(digits.graph)
+        weights = [module.weight(each) for each in names]
+        digits.train(module, 30, lambda penalty=penalty, weights=weights: penalty(weights))  # type: ignore[misc]
+        masked, found = largest_threshold(module.graph(), names, digits.loss)
+        tuned = masked_trainable(masked, names)
+        digits.train(tuned, 5)
+        figures[f"{name}: times fewer weights"] = found.ratio
+        figures[f"{name}: loss at the threshold"] = found.loss
+        figures[f"{name}: top-1 %"] = digits.accuracy(tuned.graph())
+    return figures
+
+
+PENALTIES = {"magnitude": Penalty(0), "R-L1": Penalty(2e-3, "l1"), "DRR": Penalty(1e-3)}
+FIGURES: dict[str, Callable[[argparse.Namespace, int], Figures]] = {
+    "vectors": vectors,
+    "sparsity": sparsity,
+    "resnet20": resnet20,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m graphc.tools.recovery", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=120, help="of resnet20")
+    parser.add_argument("--batch", type=int, default=64, help="of resnet20")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of resnet20")
+    parser.add_argument("--temperature", type=float, default=4.0, help="of resnet20's distillation")
+    parser.add_argument(
+        "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"
+    )
+    parser.add_argument("--limit", type=int, help="judge resnet20 on so many images only")
+    parser.add_argument("--folder", type=Path, default=Path("recovery"), help="where checkpoints and figures lie")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, list[Figures]] = {}
+    for name in options.names:
+        table = Table("figure", *(f"seed {seed}" for seed in options.seeds), "mean", title=name)
+        measured[name] = [FIGURES[name](options, seed) for seed in options.seeds]
+        for key in measured[name][0]:
+            values = [figures[key] for figures in measured[name]]
+            table.add_row(key, *(f"{value:.4g}" for value in (*values, statistics.fmean(values))))
+        Console().print(table)
+        text = json.dumps({"seeds": options.seeds, **measured}, indent=2) + "\n"
+        container.write(options.folder / "figures.json", text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
