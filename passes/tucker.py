@@ -115,8 +115,9 @@ def decompose(weight: Tensor, ranks: tuple[int, int]) -> tuple[Tensor, Tensor, T
 
 def _leading(tensor: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors of a tensor unfolded along its first axis, as columns."""
-    vectors = torch.linalg.svd(tensor.flatten(1), full_matrices=False)[0][:, :rank]
-    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    vectors: Tensor = torch.linalg.svd(tensor.flatten(1), full_matrices=False)[0][:, :rank]
+    signs: Tensor = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return vectors * signs
 
 
 def _ranks_by_energy(weight: Tensor, energy: float) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The decomposition: exact at full ranks and for weights of low rank, better than its beginning, of the size asked for."""
+"""The decomposition: exact at full ranks and for weights of low rank, better than its beginning, as small as asked."""
 
 import pytest
 import torch
