@@ -9,6 +9,7 @@ GraphcError
 ├── FormatError                a weight format that cannot be read, or that cannot hold a weight
 ├── CalibrationError           empty, NaN or ill-shaped calibration data
 ├── BudgetError                no configuration meets the budget, or the budget cannot be read
+├── TrainingError              a network that cannot be trained, or a checkpoint of another run
 ├── InputError                 wrong number, shape or dtype of inputs at run time
 ├── ArtifactError              truncated, tampered, or written by another version
 ├── TuningError                a tuning database that cannot be read, or a device that cannot be reached
@@ -82,6 +83,10 @@ class CalibrationError(GraphcError):
 
 class BudgetError(GraphcError):
     """A budget that cannot be read, or that nothing meets."""
+
+
+class TrainingError(GraphcError):
+    """A network that cannot be trained, training that went astray, or a checkpoint that cannot be used."""
 
 
 class InputError(GraphcError):

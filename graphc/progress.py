@@ -17,6 +17,7 @@ def silent(what: str, done: int, total: int) -> None:
 def terminal(enabled: bool | None = None) -> Iterator[Progress]:
     """A progress callback `(what, done, total)` that draws one bar for each `what`, on standard error.
 
+    What follows a colon in `what`, such as a metric, may change from call to call: it is shown, and is no other bar.
     enabled: None draws only where standard error is a terminal.
     """
     if enabled is False or (enabled is None and not sys.stderr.isatty()):
@@ -31,8 +32,9 @@ def terminal(enabled: bool | None = None) -> Iterator[Progress]:
         tasks: dict[str, int] = {}
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = int(bars.add_task(what, total=total))
-            bars.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+            bar = what.partition(":")[0]
+            if bar not in tasks:
+                tasks[bar] = int(bars.add_task(what, total=total))
+            bars.update(tasks[bar], completed=done, total=total, description=what)  # type: ignore[arg-type]
 
         yield show

@@ -1,0 +1,94 @@
+"""A Graph as a torch module that trains: its floating weights are parameters, and a Graph comes back out.
+
+>>> module = Trainable(graph).train()
+>>> loss = module(x).square().mean()
+>>> loss.backward()
+>>> trained = module.graph()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphc.graph import Graph, arguments
+
+_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
+
+
+class Trainable(nn.Module):
+    """The computation of a graph over parameters of its own; called as the graph's model is.
+
+    Parameters are copies of all floating weights but those whose name matches `frozen` (shell patterns), running means
+    and variances, and masks (which hold infinities); these, and integers, are buffers. Each is named as the node that
+    reads it. In training mode batch normalization uses the batch's statistics and updates the running ones, as in
+    torch; in evaluation mode, where a module starts, it is what the graph says.
+    """
+
+    def __init__(self, graph: Graph, frozen: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._source = graph
+        self._running = graph.clone()
+        self._places: dict[str, str] = {}  # name of a weight -> name of its parameter or buffer
+        statistics = {
+            str(used.target)
+            for node in graph.calls
+            if node.target is _BATCH_NORM
+            for used in arguments(node)[3:5]
+            if isinstance(used, fx.Node) and used.op == "get_attr"
+        }
+        for node in graph:
+            name = str(node.target)
+            if node.op != "get_attr" or name in self._places:
+                continue
+            # Attributes of nn.Module, such as "training", would be hidden by a weight of that name.
+            place = self._places[name] = f"{node.name}_" if hasattr(self, node.name) else node.name
+            value = graph.weights[name].detach().clone()
+            trained = value.is_floating_point() and name not in statistics and bool(value.isfinite().all())
+            if trained and not any(fnmatch(name, pattern) for pattern in frozen):
+                self.register_parameter(place, nn.Parameter(value))
+            else:
+                self.register_buffer(place, value)
+        for node in self._running.calls:
+            if node.target is _BATCH_NORM:
+                node.target = self._batch_norm
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The results for one call's inputs, as `Graph.run` gives them."""
+        leaves = self._running.tensors(self._running.inputs.flatten_call(args, kwargs))
+        return self._running.outputs.unflatten(self.run_flat(leaves))
+
+    def run_flat(self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None) -> list[Tensor]:
+        """The flat results; `observe(node, value)` sees each operator's result, with its gradient's history."""
+        self._running.weights = {name: getattr(self, place) for name, place in self._places.items()}
+        return self._running.run_flat(leaves, observe)
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter or buffer of one of the graph's weights."""
+        value: Tensor = getattr(self, self._places[name])
+        return value
+
+    def graph(self) -> Graph:
+        """The graph with the weights as they are now, in copies."""
+        result = self._source.clone()
+        for name in self._places:
+            result.weights[name] = self.weight(name).detach().cpu().clone()
+        return result
+
+    def _batch_norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        if not self.training:
+            result: tuple[Tensor, Tensor, Tensor] = _BATCH_NORM(x, weight, bias, mean, variance, momentum, epsilon)
+            return result
+        # The native function updates the running statistics in place; they are buffers here.
+        trained: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
+            x, weight, bias, mean, variance, True, momentum, epsilon
+        )
+        return trained

@@ -1,0 +1,1 @@
+"""Training of compressed networks: recovery by distillation, trained codebooks, and sparsifying penalties."""
