@@ -31,7 +31,7 @@ def bounds(bits: int) -> tuple[int, int]:
 def weight_scale(weight: Tensor, bits: int = 8, least: Tensor | float = 0.0) -> Tensor:
     """Scales per output channel (dimension 0): f32 [O], at least `least`; a channel of noughts may get 1.
 
-    8 bits: max|w| / 127. Fewer: the one with the least squared error of rounding among fractions of max|w| / 2^(bits-1).
+    8 bits: max|w| / 127. Fewer: that of the least squared error of rounding among fractions of max|w| / 2^(bits-1).
     """
     low, high = bounds(bits)
     rows = weight.detach().to(torch.float32).flatten(1)
@@ -56,7 +56,7 @@ def nearest(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight found in a graph. codes: int8 [O, ...] in `bounds(bits)`; scale: f32 [O]; stored, scales: their names."""
+    """A weight found in a graph. codes: int8 [O, ...] in `bounds(bits)`; scale: f32 [O]; stored, scales: names."""
 
     node: fx.Node
     bits: int
