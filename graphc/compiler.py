@@ -214,8 +214,8 @@ def _stored(graph: Graph, members: Sequence[fx.Node]) -> dict[str, torch.Tensor]
 
 def _is_decoding(node: fx.Node) -> bool:
     """Whether a value is decoded from stored weights, and is no quantized activation."""
-    aten = torch.ops.aten
-    known = (aten.view.default, aten.slice.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.mm.default)
+    aten, rescale = torch.ops.aten, torch.ops.graphc.rescale.default
+    known = (rescale, aten.view.default, aten.slice.Tensor, aten.mul.Tensor, aten.add.Tensor, aten.mm.default)
     if node.op == "call_function" and (node.target in DECODINGS or node.target in known):
         return all(used.op == "get_attr" or _is_decoding(used) for used in node.all_input_nodes)
     return False
@@ -231,6 +231,11 @@ def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
         found = formats.recognize(source) if isinstance(source, fx.Node) else None
         if found is not None:
             return found.format.label
+        if node.target is torch.ops.graphc.rescale.default and _is_decoding(node):
+            while node.target is not torch.ops.graphc.unpack.default and node.op == "call_function":
+                node = node.all_input_nodes[0]
+            if node.op == "call_function":
+                return f"int{node.args[1]}"
     largest = max(stored.values(), key=lambda tensor: tensor.nbytes)
     if largest.dim() < 2:  # scales and biases alone: no weight
         return ""

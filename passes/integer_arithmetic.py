@@ -44,6 +44,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphc import quantized_weight
 from graphc.graph import Graph, arguments
 from graphc.operators.quantization import integer_dtype, multiplier_and_shift
 from graphc.pipeline import Pass, PassContext
@@ -166,12 +167,11 @@ def _layer(graph: Graph, node: fx.Node) -> Integer | None:
     x, decoded, bias_node, *geometry = arguments(node)
     if not _is_decoded(x) or not _is_decoded(decoded):
         return None
-    parameters = _per_tensor(graph, x)
-    weight, weight_scale, weight_zero = (graph.weight(argument) for argument in decoded.args[:3])
-    if parameters is None or weight is None or weight_scale is None or weight_zero is None:
+    parameters, found = _per_tensor(graph, x), _weight(graph, decoded)
+    if parameters is None or found is None:
         return None
-    transposed = node.target is aten.convolution.default and geometry[3]
-    if transposed or weight.dtype != torch.int8 or bool(weight_zero.any()) or decoded.args[3] not in (None, 0):
+    weight, weight_scale = found
+    if node.target is aten.convolution.default and geometry[3]:  # transposed
         return None
     if _dtype(x.args[0]) not in (torch.int8, torch.uint8) or weight.dim() > 4:
         return None
@@ -187,18 +187,36 @@ def _layer(graph: Graph, node: fx.Node) -> Integer | None:
     path = node.meta["path"]
     with graph.at(node):
         stored = None if steps is None else graph.add_weight(f"{path or node.name}.bias_steps", steps.to(torch.int32))
+        codes = decoded.args[0]
+        if codes.op != "get_attr":  # packed, with an offset that a rescale by 1 takes away
+            offset = int(graph.weights[str(decoded.args[2].target)].reshape(-1)[0])
+            one = torch.ones((), dtype=torch.float64)
+            codes = _rescale(graph, Integer(codes, one, offset), one, 0, -offset, offset - 1)
         if node.target is aten.linear.default:
-            new = graph.call(graphc_ops.integer_linear.default, x.args[0], decoded.args[0], stored, zero)
+            new = graph.call(graphc_ops.integer_linear.default, x.args[0], codes, stored, zero)
             axis = len(new.meta["type"].shape) - 1
         else:
             stride, padding, dilation, _, _, groups = geometry
             new = graph.call(
                 graphc_ops.integer_convolution.default,
-                *(x.args[0], decoded.args[0], stored, zero, list(stride), list(padding), list(dilation), groups),
+                *(x.args[0], codes, stored, zero, list(stride), list(padding), list(dilation), groups),
             )
             axis = 1
     _take_name(new, node)
     return Integer(new, total, 0, axis)
+
+
+def _weight(graph: Graph, decoded: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """The int8 weight that a decoding stands for, and its scales; None where it has zero points or other integers."""
+    packed = quantized_weight.recognize(graph, decoded)
+    if packed is not None:
+        return packed.codes, packed.scale
+    weight, scale, zero = (graph.weight(argument) for argument in decoded.args[:3])
+    if weight is None or scale is None or zero is None:
+        return None
+    if weight.dtype != torch.int8 or bool(zero.any()) or decoded.args[3] not in (None, 0):
+        return None
+    return weight, scale
 
 
 def _moved(graph: Graph, node: fx.Node, wanted: Integer) -> Integer | None:

@@ -1,10 +1,11 @@
-"""Post-training quantization: weights to int8 per output channel, activations to int8 per tensor.
+"""Post-training quantization: weights to 2 to 8 bits per output channel, activations to as many per tensor.
 
 Values that integer operators take are quantized and decoded again at once; the weights of layers become expressions
 `dequantize(q, scale, 0)`. The graph stays a float graph that torch can run; `integer_arithmetic` removes the floats.
 
-    weights       q = round(w / s), s = max|w| / 127 for each output channel
-    activations   q = round(x / s) + z over the interval that the calibration chose; [-128, 127]
+    weights       q = round(w / s), s = max|w| / 127 for each output channel, or in fewer bits that of the least squared
+                  error; packed below 8 bits
+    activations   q = round(x / s) + z over the interval that the calibration chose; [-2^(b-1), 2^(b-1) - 1] in int8
     bias          b' = b + E[layer(x, w - w_q)]: the mean that rounding the weights takes away (bias correction,
                   Nagel et al., "Data-Free Quantization", ICCV 2019, section 4.2, from data)
 
@@ -34,7 +35,7 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -44,7 +45,9 @@ from torch import Tensor, fx
 from graphc.calibration import Method, Observer, fitting_threads, interval
 from graphc.errors import CalibrationError, PassError
 from graphc.graph import Graph, arguments
+from graphc.operators.quantization import along
 from graphc.pipeline import Pass, PassContext
+from graphc.quantized_weight import BITS, express, nearest, weight_scale
 
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
 
@@ -66,28 +69,44 @@ COMBINING = (aten.add.Tensor, aten.cat.default, aten.mean.dim, aten.avg_pool2d.d
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Quantize all layers but those whose path matches `exclude` (shell patterns), from `ctx.calibration`."""
+    """Quantize all layers but those whose path matches `exclude` (shell patterns), from `ctx.calibration`.
+
+    bits, activation_bits: of weights, and of the values that they multiply; 2, 3, 4 or 8. Other integer values, such as
+    the terms of a residual sum, have 8. edge_bits: what the first and the last layers have at least, in both (8 as in
+    BRECQ, Li et al., ICLR 2021, and in MQBench).
+    """
 
     fidelity = "lossy"
     bits: int = 8
+    activation_bits: int = 8
+    edge_bits: int = 8
     calibration: Method = "mse"
     percentile: float = 99.99
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
-        if self.bits != 8:
-            raise PassError(f"quantize: bits={self.bits} is not there yet; legal: 8")
+        for option in ("bits", "activation_bits", "edge_bits"):
+            if getattr(self, option) not in BITS:
+                legal = ", ".join(map(str, BITS))
+                raise PassError(f"quantize: {option}={getattr(self, option)} must be one of {legal}")
         layers = [node for node in graph.calls if self._takes(graph, node)]
         if not layers:
             return graph
         if not ctx.calibration:
             raise CalibrationError("quantize needs calibration data: graphc.compile(..., calibration=batches)")
         roots = _integer_values(layers)
+        edges = edge_layers(graph)
+        bits = {layer: max(self.bits, self.edge_bits if layer in edges else 0) for layer in layers}
         with fitting_threads(graph):
             observers = self._observe(graph, ctx, set(roots.values()))
-            means = self._bias_means(graph, ctx, layers) if self.bias_correction else {}
-        return self._rewrite(graph, layers, roots, observers, means)
+            means = self._bias_means(graph, ctx, bits) if self.bias_correction else {}
+        narrow: dict[fx.Node, int] = {}  # the values that weights multiply
+        for layer in layers:
+            wanted = max(self.activation_bits, self.edge_bits if layer in edges else 0)
+            root = roots[layer.args[0]]  # type: ignore[index]
+            narrow[root] = min(narrow.get(root, 8), wanted)
+        return self._rewrite(graph, bits, roots, observers, means, narrow)
 
     def _takes(self, graph: Graph, node: fx.Node) -> bool:
         if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
@@ -123,17 +142,17 @@ class Quantize(Pass):
                 ctx.progress("calibrating", turn * len(ctx.calibration) + number + 1, total)
         return observers
 
-    def _bias_means(self, graph: Graph, ctx: PassContext, layers: Iterable[fx.Node]) -> dict[str, Tensor]:
+    def _bias_means(self, graph: Graph, ctx: PassContext, bits: Mapping[fx.Node, int]) -> dict[str, Tensor]:
         """For each layer, the mean per output channel that its weights' rounding error contributes."""
         probe = graph.clone()
         nodes = {node.name: node for node in probe}
-        names = [layer.name for layer in layers]
+        names = [layer.name for layer in bits]
         results = []
-        for name in names:
+        for name, count in zip(names, bits.values(), strict=True):
             layer = nodes[name]
             weight = probe.weights[str(layer.args[1].target)]  # type: ignore[union-attr]
-            scale = weight_scale(weight)
-            error = weight - _decode(weight, scale)
+            scale = weight_scale(weight, count)
+            error = weight - nearest(weight, scale, count) * along(scale, 0, weight.dim())
             with probe.at(probe.output):
                 lost = probe.call(
                     layer.target, layer.args[0], probe.add_weight(f"{name}.error", error), None, *layer.args[3:]
@@ -152,22 +171,23 @@ class Quantize(Pass):
     def _rewrite(
         self,
         graph: Graph,
-        layers: Iterable[fx.Node],
+        bits: Mapping[fx.Node, int],
         roots: dict[fx.Node, fx.Node],
         observers: dict[fx.Node, Observer],
         means: dict[str, Tensor],
+        narrow: dict[fx.Node, int],
     ) -> Graph:
         result = graph.clone()
         nodes = {node.name: node for node in result}
-        parameters: dict[str, tuple[str, Tensor, Tensor]] = {}
+        parameters: dict[str, tuple[str, Tensor, Tensor, int]] = {}
         for value, root in roots.items():
             if root.name not in parameters:
-                low, high = interval(observers[root], self.calibration, percentile=self.percentile)
-                scale, zero = _activation_parameters(low, high)
-                parameters[root.name] = (root.name, scale, zero)
+                count = narrow.get(root, 8)
+                low, high = interval(observers[root], self.calibration, 1 << count, self.percentile)
+                parameters[root.name] = (root.name, *_activation_parameters(low, high, count), count)
             _insert(result, nodes[value.name], *parameters[root.name])
-        for layer in layers:
-            _quantize_layer(result, nodes[layer.name], means.get(layer.name))
+        for layer, count in bits.items():
+            _quantize_layer(result, nodes[layer.name], means.get(layer.name), count)
         result.drop_unused()
         return result
 
@@ -211,6 +231,23 @@ def _integer_values(layers: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
     return dict(sorted(scales.items(), key=lambda item: order[item[0]]))
 
 
+def edge_layers(graph: Graph) -> set[fx.Node]:
+    """The first layers, which no other layer comes before, and the last, which none comes after."""
+    before: set[fx.Node] = set()  # all that depends on a layer
+    after: set[fx.Node] = set()  # all that a layer depends on
+    first = {node for node in graph.calls if _mark(node, node.all_input_nodes, before)}
+    last = {node for node in reversed(graph.calls) if _mark(node, node.users, after)}
+    return first | last
+
+
+def _mark(node: fx.Node, neighbours: Iterable[fx.Node], marked: set[fx.Node]) -> bool:
+    """Whether a node is a layer without a layer on that side; marks what has one, or is one."""
+    behind = any(used in marked for used in neighbours)
+    if behind or node.target in LAYERS:
+        marked.add(node)
+    return node.target in LAYERS and not behind
+
+
 def _keeps_nought(node: fx.Node) -> bool:
     """Whether the operator adds no other values than nought, which every scale has."""
     return node.target is not aten.constant_pad_nd.default or arguments(node)[2] == 0
@@ -232,37 +269,30 @@ def _integer_combination(node: fx.Node) -> bool:
     return True
 
 
-def weight_scale(weight: Tensor, least: Tensor | float = 0.0) -> Tensor:
-    """Symmetric scales per output channel (dimension 0): f32 [O], at least `least`; a channel of noughts may get 1."""
-    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=least)
-    return torch.where(scale > 0, scale, 1.0).to(torch.float32)
+def _activation_parameters(low: float, high: float, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that span [low, high] with all integers of `bits`; nought is represented exactly."""
+    half = 1 << bits - 1
+    scale = torch.tensor(max(high - low, 1e-12) / (2 * half - 1) if high > low else 1.0, dtype=torch.float32)
+    zero = round(-half - low / float(scale))
+    return scale, torch.tensor(min(max(zero, -half), half - 1), dtype=torch.int32)
 
 
-def _decode(weight: Tensor, scale: Tensor) -> Tensor:
-    zero = torch.zeros_like(scale, dtype=torch.int32)
-    return graphc_ops.dequantize(graphc_ops.quantize(weight, scale, zero, 0, -127, 127), scale, zero, 0)  # type: ignore[no-any-return]
-
-
-def _activation_parameters(low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that span [low, high] with [-128, 127]; nought is represented exactly."""
-    scale = torch.tensor(max(high - low, 1e-12) / 255 if high > low else 1.0, dtype=torch.float32)
-    zero = round(-128 - low / float(scale))
-    return scale, torch.tensor(min(max(zero, -128), 127), dtype=torch.int32)
-
-
-def _insert(graph: Graph, value: fx.Node, name: str, scale: Tensor, zero: Tensor) -> None:
+def _insert(graph: Graph, value: fx.Node, name: str, scale: Tensor, zero: Tensor, bits: int) -> None:
     """Let all users of a value read it quantized and decoded."""
     after = value.next
     while after.op == "placeholder":
         after = after.next
     with graph.at(after, path=value.meta["path"]):
         stored = graph.add_weight(f"{name}.scale", scale), graph.add_weight(f"{name}.zero_point", zero)
-        q = graph.call(graphc_ops.quantize.default, value, *stored, None, -128, 127, name=f"{value.name}_int8")
+        half = 1 << bits - 1
+        q = graph.call(
+            graphc_ops.quantize.default, value, *stored, None, -half, half - 1, name=f"{value.name}_int{bits}"
+        )
         decoded = graph.call(graphc_ops.dequantize.default, q, *stored, None, name=f"{value.name}_decoded")
     value.replace_all_uses_with(decoded, delete_user_cb=lambda user: user is not q)
 
 
-def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
+def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None, bits: int) -> None:
     args = arguments(layer)
     stem = str(args[1].target)
     weight, bias = graph.weights[stem], graph.weight(args[2])
@@ -271,12 +301,9 @@ def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None) -> None:
     # The bias is stored in steps of (scale of x) * (scale of w): in a channel of tiny weights that must not overflow.
     x_scale = graph.weight(args[0].args[1])
     assert x_scale is not None  # `_insert` put it there
-    scale = weight_scale(weight, 0.0 if bias is None else bias.abs() / (x_scale * _LARGEST_BIAS))
-    zero = torch.zeros_like(scale, dtype=torch.int32)
+    scale = weight_scale(weight, bits, 0.0 if bias is None else bias.abs() / (x_scale * _LARGEST_BIAS))
     with graph.at(layer):
-        q = graph.add_weight(f"{stem}.int8", graphc_ops.quantize(weight, scale, zero, 0, -127, 127))
-        stored = graph.add_weight(f"{stem}.scale", scale), graph.add_weight(f"{stem}.zero_point", zero)
-        args[1] = graph.call(graphc_ops.dequantize.default, q, *stored, 0, name=f"{layer.name}_weight")
+        args[1] = express(graph, nearest(weight, scale, bits), scale, bits, stem, f"{layer.name}_weight")
         if mean is not None and bias is not None:
             args[2] = graph.add_weight(f"{stem.removesuffix('.weight')}.bias.corrected", bias)
         layer.args = tuple(args)

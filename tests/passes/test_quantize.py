@@ -8,8 +8,9 @@ from torch import nn
 
 from graphc.frontends import trace
 from graphc.graph import Graph
-from graphc.passes.quantize import Quantize, weight_scale
+from graphc.passes.quantize import Quantize
 from graphc.pipeline import PRESETS, PassContext, Pipeline
+from graphc.quantized_weight import weight_scale
 
 
 def quantized(model: nn.Module, batches: list[torch.Tensor], **options) -> Graph:
@@ -56,7 +57,7 @@ def test_scales_of_weights():
     weight = torch.tensor([[1.27, -0.5], [-2.54, 0.0], [0.0, 0.0], [1e-45, -1e-45]])
     assert weight_scale(weight).tolist() == pytest.approx([0.01, 0.02, 1.0, 1.0])  # 1e-45 / 127 is nought in f32
     least = torch.tensor([0.0, 0.5, 0.25, 0.125])
-    assert weight_scale(weight, least).tolist() == pytest.approx([0.01, 0.5, 0.25, 0.125])
+    assert weight_scale(weight, 8, least).tolist() == pytest.approx([0.01, 0.5, 0.25, 0.125])
 
 
 def test_nought_is_exact_and_the_interval_is_spanned():
