@@ -24,6 +24,7 @@ _HOME = {
     "TensorType": "graphc.tensor_type",
     "compile": "graphc.compiler",
     "dump": "graphc.text",
+    "explore": "graphc.exploration",
     "load": "graphc.artifact",
     "parse": "graphc.text",
     "trace": "graphc.frontends",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from graphc.budget import Budget as Budget
     from graphc.compiler import compile as compile
     from graphc.errors import GraphcError as GraphcError
+    from graphc.exploration import explore as explore
     from graphc.frontends import trace as trace
     from graphc.graph import Graph as Graph
     from graphc.pipeline import Pass as Pass

@@ -133,6 +133,11 @@ class Artifact:
 
         return Report.from_json(_parse(self._sections["report"]))
 
+    def with_report(self, report: Report) -> Artifact:
+        """The same model with another report."""
+        sections = {name: bytes(section) for name, section in self._sections.items()}
+        return Artifact(container.pack(sections | {"report": _format(report.to_json())}), self.threads)
+
     # -- running ---------------------------------------------------------------------------------
 
     def run(self, *inputs: Any, **kwargs: Any) -> Any:

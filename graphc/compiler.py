@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 import graphc
 from graphc import calibration as calibrating
 from graphc import formats, reproducer, text
+from graphc.acceptance import Judge, Metric
 from graphc.artifact import Artifact
 from graphc.budget import Budget
 from graphc.cost import macs
-from graphc.errors import BudgetError, GraphcError
+from graphc.errors import BudgetError
 from graphc.frontends import trace
 from graphc.graph import Graph, is_item
 from graphc.operators import DECODINGS
@@ -32,9 +31,7 @@ from graphc.report import Report, Row
 from graphc.target import Target
 from graphc.tuning.database import Database
 from graphc.verifier import verify
-from graphc.watch import Drift, DumpIR, LayerError, Timing
-
-Metric = Callable[[Callable[..., Any]], float]
+from graphc.watch import Drift, DumpIR, LayerError
 
 # The backend that lowers for an architecture.
 BACKENDS = {"x86-64": "graphc.backends.tvm", "arm64": "graphc.backends.tvm"}
@@ -66,48 +63,73 @@ def compile(
     calibration: any iterable of inputs (a tensor, a tuple of positional inputs, or a dict of keyword inputs).
     metric: callable(run) -> float, higher is better, where run(batch) gives the outputs as numpy arrays.
     budget: bounds that the artifact must keep, measured on the artifact itself; BudgetError with the figures where it
-    does not. pipeline: None is "float" without calibration and "int8" with it; else a preset's name, a spec string,
-    passes, or a Pipeline. dump_ir: a folder for one IR file a pass. drift: run a probe after every pass, and fail where
-    one changes more than it promises. watch: further observers of the passes. executor: where long work is spread.
-    progress: draw bars; None where standard error is a terminal.
+    does not. With calibration data and no pipeline the weights' formats are searched for (see `graphc.search`): the
+    smallest that keeps metric_drop, else the best that keeps the other bounds; the report shows what was measured.
+    pipeline: None without a budget is "float" without calibration and "int8" with it; else a preset's name, a spec
+    string, passes, or a Pipeline, and the budget is only checked. dump_ir: a folder for one IR file a pass. drift: run
+    a probe after every pass, and fail where one changes more than it promises. watch: further observers of the passes.
+    executor: where long work is spread. progress: draw bars; None where standard error is a terminal.
 
     The same model, data, seed and versions give the same bytes.
 
     >>> graphc.compile(model, target="arm64", example_inputs=(x,)).save("model.graphc")
     """
     resolved = Target.parse(target)
+    searching = budget is not None and calibration is not None and pipeline is None
     passes = _pipeline(pipeline, calibration)
-    if budget is not None and budget.metric_drop is not None and metric is None:
-        raise BudgetError("Budget(metric_drop=...) needs metric=, a callable(run) -> float where higher is better")
     with terminal(progress) as show:
         show("tracing", 0, 1)
         source = trace(model, example_inputs, example_kwargs, dynamic_shapes, name)
         verify(source)
         show("tracing", 1, 1)
+        judge = None if budget is None else Judge(budget, source, metric)
         data = calibrating.batches(source, calibration) if calibration is not None else []
-        timing, errors = Timing(), LayerError(data[0] if data else None)
-        watchers: list[Watch] = [timing, errors, *watch]
+        watchers = list(watch)
         if dump_ir is not None:
             watchers.append(DumpIR(Path(dump_ir)))
         if drift:
             watchers.append(Drift(data[0] if data else _probe(source, seed)))
         ctx = PassContext(resolved, data, metric, budget, seed, executor, show)
-        graph = _transform(passes, source, ctx, watchers, dump_ir)
-        program = lower(graph, resolved, show)
+
+        if searching and judge is not None:
+            from graphc.search import search
+
+            found = search(source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir))
+            if watchers:  # they see the run that is kept, and no other
+                _transform(found.pipeline, source, ctx, watchers, dump_ir)
+            return found.artifact
+        artifact = _build(passes, source, ctx, watchers, dump_ir)
+    if judge is not None:
+        broken = judge.measure(artifact).broken(judge.budget)
+        if broken:
+            raise BudgetError(
+                "the artifact does not keep its budget:\n  " + "\n  ".join(broken) + "\nGive calibration data and no "
+                "pipeline to search for one that does, choose another pipeline, or raise the bound."
+            )
+    return artifact
+
+
+def _build(
+    passes: Pipeline,
+    source: Graph,
+    ctx: PassContext,
+    watchers: Sequence[Watch],
+    dump_ir: str | Path | None,
+) -> Artifact:
+    errors = LayerError(ctx.calibration[0] if ctx.calibration else None)
+    graph = _transform(passes, source, ctx, [errors, *watchers], dump_ir)
+    program = lower(graph, ctx.target, ctx.progress)
     manifest = {
         "graphc": graphc.__version__,
         "name": graph.name,
         "pipeline": str(passes),
-        "seed": seed,
+        "seed": ctx.seed,
         "inputs": graph.inputs.to_json(),
         "outputs": graph.outputs.to_json(),
         "versions": {package: version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi", "ziglang")},
     }
-    report = _report(graph, program, errors.rows, {"target": resolved.name, "pipeline": str(passes)})
-    artifact = Artifact.build(program, text.dump(graph), report.to_json(), manifest)
-    if budget is not None:
-        _keep(budget, artifact, source, metric)
-    return artifact
+    report = _report(graph, program, errors.rows, {"target": ctx.target.name, "pipeline": str(passes)})
+    return Artifact.build(program, text.dump(graph), report.to_json(), manifest)
 
 
 def lower(
@@ -241,68 +263,3 @@ def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
         return ""
     names = {torch.float32: "f32", torch.int8: "int8", torch.uint8: "uint8", torch.int64: "i64", torch.int32: "i32"}
     return names.get(largest.dtype, str(largest.dtype).removeprefix("torch."))
-
-
-# -- the budget -----------------------------------------------------------------------------------
-
-
-def _keep(budget: Budget, artifact: Artifact, source: Graph, metric: Metric | None) -> None:
-    """Raise BudgetError, with the measured figures, where the artifact breaks a bound."""
-    broken = []
-    if budget.bytes is not None and artifact.size > budget.bytes:
-        size = artifact.size
-        broken.append(f"size: {int(size):,} bytes ({size.weights:,} weights, {size.code:,} code) > {budget.bytes:,}")
-    if budget.metric_drop is not None and metric is not None:
-        before, after = metric(_caller(source.run)), metric(_caller(artifact.run))
-        if not before - after <= budget.metric_drop:
-            broken.append(
-                f"metric: {before:.6g} -> {after:.6g}, a drop of {before - after:.4g} > {budget.metric_drop:.4g}"
-            )
-    if budget.latency is not None:
-        milliseconds = _latency(artifact, source)
-        if milliseconds > budget.latency:
-            broken.append(f"latency: {milliseconds:.3g} ms (median of 20 runs) > {budget.latency:.3g} ms")
-    if broken:
-        raise BudgetError(
-            "the artifact does not keep its budget:\n  " + "\n  ".join(broken) + "\nGive calibration data to quantize, "
-            "choose another pipeline, or raise the bound."
-        )
-
-
-def _caller(run: Callable[..., Any]) -> Callable[[Any], Any]:
-    """run(batch) over one call's inputs, with numpy out."""
-
-    def call(batch: Any) -> Any:
-        with torch.no_grad():
-            if isinstance(batch, Mapping):
-                outputs = run(**batch)
-            else:
-                outputs = run(*batch) if isinstance(batch, tuple | list) else run(batch)
-        return _to_numpy(outputs)
-
-    return call
-
-
-def _to_numpy(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.numpy()
-    if isinstance(value, tuple | list):
-        return type(value)(_to_numpy(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _to_numpy(item) for key, item in value.items()}
-    return value
-
-
-def _latency(artifact: Artifact, source: Graph) -> float:
-    from graphc.probe import random_inputs
-    from graphc.target import machine_arch
-
-    if artifact.target.arch != machine_arch():
-        raise GraphcError("Budget(latency=...) is measured on the machine at hand, which has another architecture")
-    args, kwargs = source.inputs.unflatten(random_inputs(source, 0))
-    times = []
-    for _ in range(25):
-        start = time.perf_counter()
-        artifact.run(*args, **kwargs)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[5:])) * 1e3

@@ -160,6 +160,12 @@ class Graph:
             copies[node] = copy
         return other
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its text and weights, so that jobs on other processes and machines can take graphs."""
+        from graphc.text import dump, parse
+
+        return parse, (dump(self), self.weights)
+
     # -- running ---------------------------------------------------------------------------------
 
     def bind(self, leaves: Sequence[torch.Tensor]) -> dict[sympy.Symbol, int]:

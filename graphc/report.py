@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -25,18 +26,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, the totals, and the facts of the run: target, pipeline, timing of the passes."""
+    """All rows, the totals, and the facts of the run: target, pipeline, timing of the passes.
+
+    front: where a budget was searched for, the choices that were measured, by increasing size; all have the same keys.
+    """
 
     rows: tuple[Row, ...]
     totals: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    front: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in self.rows], "totals": self.totals, "facts": self.facts}
+        known = {"rows": [asdict(row) for row in self.rows], "totals": self.totals, "facts": self.facts}
+        return known | ({"front": [dict(point) for point in self.front]} if self.front else {})
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Report:
-        return Report(tuple(Row(**row) for row in data["rows"]), data["totals"], data["facts"])
+        return Report(
+            tuple(Row(**row) for row in data["rows"]), data["totals"], data["facts"], tuple(data.get("front", ()))
+        )
 
     def to_text(self, width: int = 140) -> str:
         """A table for a terminal of `width` columns."""
@@ -51,6 +59,14 @@ class Report:
             table.add_row(*(_cell(value) for value in asdict(row).values()))
         console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
         console.print(table)
+        if self.front:
+            front = Table(box=None, pad_edge=False)
+            for name in self.front[0]:
+                front.add_column(name, overflow="fold")
+            for point in self.front:
+                front.add_row(*map(_cell, point.values()))
+            console.print("\nfront")
+            console.print(front)
         for title, entries in (("totals", self.totals), ("facts", self.facts)):
             console.print(f"\n{title}")
             for key, value in entries.items():
@@ -68,7 +84,12 @@ class Report:
             f"<dt>{html.escape(key)}</dt><dd>{html.escape(_cell(value))}</dd>"
             for key, value in {**self.totals, **self.facts}.items()
         )
-        return _PAGE.format(head=head, body=body, facts=facts)
+        front = ""
+        if self.front:
+            lines = [self.front[0].keys(), *(map(_cell, point.values()) for point in self.front)]
+            cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines)
+            front = "<h2>Front</h2><table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table>"
+        return _PAGE.format(head=head, body=body, facts=facts, front=front)
 
 
 def _cell(value: Any) -> str:
@@ -91,5 +112,5 @@ td:nth-child(n+4):nth-child(-n+6) {{ text-align: right; font-variant-numeric: ta
 dt {{ font-weight: 600 }} dd {{ margin: 0 0 .5rem }}
 </style>
 <h1>graphc report</h1><dl>{facts}</dl>
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></html>
+<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{front}</html>
 """

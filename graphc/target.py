@@ -52,11 +52,13 @@ _CPUINFO = {
 
 @dataclass(frozen=True)
 class Target:
-    """A chip to compile for: architecture and the instruction-set features that the code may use."""
+    """A chip to compile for: architecture, the instruction-set features that the code may use, and the weight formats
+    that can be lowered for it (by name; None: all)."""
 
     name: str
     arch: str  # "x86-64" | "arm64"
     features: tuple[str, ...]
+    formats: tuple[str, ...] | None = None
 
     @property
     def triple(self) -> str:
@@ -65,6 +67,10 @@ class Target:
     def has(self, *features: str) -> bool:
         """Whether the code may use all of `features`."""
         return set(features) <= set(self.features)
+
+    def takes(self, format: str) -> bool:
+        """Whether weights in a format, given by its text, can be lowered."""
+        return self.formats is None or format.partition("(")[0].strip() in self.formats
 
     @staticmethod
     def parse(spec: str | Target) -> Target:
@@ -89,11 +95,13 @@ class Target:
         raise TargetError(f"unknown target '{spec}'; known targets:\n{known}")
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "arch": self.arch, "features": list(self.features)}
+        known = {} if self.formats is None else {"formats": list(self.formats)}
+        return {"name": self.name, "arch": self.arch, "features": list(self.features), **known}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Target:
-        return Target(data["name"], data["arch"], tuple(data["features"]))
+        formats = data.get("formats")
+        return Target(data["name"], data["arch"], tuple(data["features"]), None if formats is None else tuple(formats))
 
 
 def machine_arch() -> str:

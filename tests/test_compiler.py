@@ -187,11 +187,11 @@ def test_a_dynamic_batch(model, batches, precision):
 
 def test_budgets_are_measured_and_kept(model, batches, int8):
     roomy = graphc.Budget(size=int(int8.size))
-    kept = graphc.compile(model, "host", (batches[0],), calibration=batches, budget=roomy)
+    kept = graphc.compile(model, "host", (batches[0],), calibration=batches, budget=roomy, pipeline="int8")
     assert kept.content_hash == int8.content_hash
     with pytest.raises(BudgetError, match=rf"{int(int8.size):,} bytes"):
         tight = graphc.Budget(size=int(int8.size) - 1)
-        graphc.compile(model, "host", (batches[0],), calibration=batches, budget=tight)
+        graphc.compile(model, "host", (batches[0],), calibration=batches, budget=tight, pipeline="int8")
     labels = [reference(model, batch).argmax(1) for batch in batches]
 
     def agreement(run) -> float:
@@ -202,11 +202,11 @@ def test_budgets_are_measured_and_kept(model, batches, int8):
 
     exact = float(np.abs(reference(model, batches[0])).sum())
     fine = graphc.Budget(metric_drop=20.0)
-    graphc.compile(model, "host", (batches[0],), calibration=batches, budget=fine, metric=agreement)
+    graphc.compile(model, "host", (batches[0],), calibration=batches, budget=fine, metric=agreement, pipeline="int8")
     with pytest.raises(BudgetError, match="a drop of 2 > 1"):
         graphc.compile(
             model, "host", (batches[0],), calibration=batches, budget=graphc.Budget(metric_drop=1.0),
-            metric=worse_when_compiled,
+            metric=worse_when_compiled, pipeline="int8",
         )  # fmt: skip
     with pytest.raises(BudgetError, match="needs metric="):
         graphc.compile(model, "host", (batches[0],), budget=fine)

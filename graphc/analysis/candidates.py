@@ -1,0 +1,153 @@
+"""Each item in each format: the weights that it would have, and what they take.
+
+A candidate is made by the very pass that will compress the layer, so that what is judged is what will be stored.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from graphc.analysis.items import Item, items
+from graphc.errors import FormatError
+from graphc.graph import Graph, concrete
+from graphc.parallel import spread
+from graphc.passes.compress import Compress
+from graphc.pipeline import PassContext
+from graphc.target import Target
+
+Key = tuple[str, str]  # an item's name, a format's text
+
+FLOAT = "f32"  # the layer stays as it is
+
+# What competes for a layer where the user names nothing; a layer that a format cannot take lacks that candidate.
+FORMATS: tuple[str, ...] = (
+    "linear",
+    "linear(bits=4,group=16)",
+    "linear(bits=4,group=32)",
+    "linear(bits=4)",
+    "linear(bits=3,group=16)",
+    "linear(bits=3,group=32)",
+    "linear(bits=3)",
+    "linear(bits=2,group=16)",
+    "linear(bits=2)",
+    "vector(d=1,codewords=16)",
+    "vector(d=1,codewords=8)",
+    "vector(d=2,codewords=64)",
+    "vector(d=2,codewords=16)",
+    "vector(d=4,codewords=256)",
+    "vector(d=4,codewords=64)",
+    "vector(d=4,codewords=16)",
+    "vector(d=8,codewords=256)",
+    "sparse",
+    "sparse(values=int8)",
+    "block_sparse(height=8,width=1,density=0.5)",
+    "low_rank(rank=8)",
+    "low_rank(rank=32)",
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Bytes of all stored parts, and the f32 weights that they decode to, by name (in the layers' own shapes)."""
+
+    bytes: int
+    weights: Mapping[str, Tensor]
+
+
+class Candidates(Mapping[Key, Candidate]):
+    """Candidates by item and format; every item has the candidate FLOAT. `groups`: all items; `formats`: those that
+    were asked for and the target takes.
+    """
+
+    def __init__(self, found: Mapping[Key, Candidate], groups: Sequence[Item], formats: Sequence[str]) -> None:
+        self._found = dict(found)
+        self.groups = tuple(groups)
+        self.formats = tuple(formats)
+
+    def __getitem__(self, key: Key) -> Candidate:
+        return self._found[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    @property
+    def changed(self) -> list[Key]:
+        """All keys but FLOAT's."""
+        return [key for key in self._found if key[1] != FLOAT]
+
+    def item(self, name: str) -> Item:
+        return next(item for item in self.groups if item.name == name)
+
+
+def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candidates:
+    """Compress all items in all formats that the target takes: one job for each format.
+
+    Raises FormatError for a text that names no format, or where none is left.
+    """
+    legal = [text for text in dict.fromkeys(formats) if ctx.target.takes(text)]
+    if not legal:
+        raise FormatError(f"{ctx.target.name} takes none of the formats {', '.join(formats)}")
+    wanted = items(graph)
+    found: dict[Key, Candidate] = {}
+    for item in wanted:
+        weights = {name: graph.weights[name] for name in item.weights}
+        found[item.name, FLOAT] = Candidate(sum(weight.nbytes for weight in weights.values()), weights)
+    jobs = [(graph, text, wanted, ctx.target, ctx.calibration, ctx.seed) for text in legal]
+    for made in spread(ctx, "compressing candidates", _compressed, jobs):
+        found.update(made)
+    return Candidates(found, wanted, legal)
+
+
+def patterns(layers: Sequence[str]) -> tuple[str, ...]:
+    """Layers as the shell patterns that match them alone."""
+    return tuple(glob.escape(layer) for layer in layers)
+
+
+def _compressed(
+    graph: Graph,
+    text: str,
+    wanted: Sequence[Item],
+    target: Target,
+    calibration: Sequence[Sequence[Tensor]],
+    seed: int,
+) -> dict[Key, Candidate]:
+    names = patterns([layer for item in wanted for layer in item.layers])
+    ctx = PassContext(target, calibration, seed=seed)
+    with torch.no_grad():
+        compressed = Compress(text, names, unfit="keep").run(graph, ctx)
+    sources = {node.name: node for node in compressed}
+    expressions = {}
+    for node in graph.calls:
+        if len(node.args) > 1 and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
+            expressions[str(node.args[1].target)] = sources[node.name].args[1]
+    found = {}
+    for item in wanted:
+        made = {name: expressions[name] for name in item.weights}
+        if any(isinstance(node, fx.Node) and node.op == "get_attr" for node in made.values()):
+            continue  # a weight does not fit the format
+        parts: dict[str, Tensor] = {}
+        weights = {name: _decoded(compressed, node, parts) for name, node in made.items()}
+        found[item.name, text] = Candidate(sum(part.nbytes for part in parts.values()), weights)
+    return found
+
+
+def _decoded(graph: Graph, node: object, parts: dict[str, Tensor]) -> Tensor:
+    """The value of an expression over stored tensors, which are added to `parts`."""
+
+    def value(used: fx.Node) -> Tensor:
+        if used.op == "get_attr":
+            return parts.setdefault(str(used.target), graph.weights[str(used.target)])
+        args, kwargs = concrete((used.args, dict(used.kwargs)), value, {})
+        result: Tensor = used.target(*args, **kwargs)  # type: ignore[operator]
+        return result
+
+    with torch.no_grad():
+        return value(node)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""The layers that one choice of format is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graphc.graph import Graph
+from graphc.passes.compress import LAYERS
+from graphc.passes.fuse_operators import FuseOperators
+from graphc.pipeline import PassContext
+
+
+@dataclass(frozen=True)
+class Item:
+    """Layers (the user's paths) and the f32 weights that they read; `name` is the first path."""
+
+    layers: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.layers[0]
+
+
+def items(graph: Graph) -> tuple[Item, ...]:
+    """All items, in the graph's order: layers of one path, of one weight, or of one fused group belong together.
+
+    A weight that is read in another way too, such as an embedding that is also the last layer, would be stored twice:
+    what reads it stays as it is.
+    """
+    layers = [node for node in graph.calls if _takes(graph, node)]
+    groups = {node.name: node.meta["group"] for node in FuseOperators().run(graph, PassContext())}
+    parents = {node: node for node in layers}
+
+    def root(node: fx.Node) -> fx.Node:
+        while parents[node] is not node:
+            node = parents[node]
+        return node
+
+    first: dict[tuple[str, object], fx.Node] = {}
+    for node in layers:
+        keys: list[tuple[str, object]] = [("weight", _weight(node)), ("path", node.meta["path"])]
+        if groups.get(node.name) is not None:
+            keys.append(("group", groups[node.name]))
+        for key in keys:
+            parents[root(node)] = root(first.setdefault(key, node))
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in layers:
+        members.setdefault(root(node), []).append(node)
+    elsewhere = {
+        str(used.target)
+        for node in graph
+        for used in node.all_input_nodes
+        if used.op == "get_attr" and (node not in parents or node.args[1] is not used)
+    }
+    return tuple(
+        Item(
+            tuple(dict.fromkeys(node.meta["path"] for node in nodes)),
+            tuple(dict.fromkeys(_weight(node) for node in nodes)),
+        )
+        for nodes in members.values()
+        if not elsewhere.intersection(map(_weight, nodes))
+    )
+
+
+def _takes(graph: Graph, node: fx.Node) -> bool:
+    weight = graph.weight(node.args[1]) if node.target in LAYERS else None
+    return weight is not None and weight.dtype == torch.float32
+
+
+def _weight(node: fx.Node) -> str:
+    return str(node.args[1].target)  # type: ignore[union-attr]
