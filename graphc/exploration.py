@@ -129,10 +129,11 @@ class Front:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        measured = [point.metric for point in self.points]
-        values = [point.kl for point in self.points] if None in measured else measured
+        measured = [point.metric for point in self.points if point.metric is not None]
+        judged = len(measured) == len(self.points)
+        values = measured if judged else [point.kl for point in self.points]
         axes.plot([point.bytes / 1e3 for point in self.points], values, marker="o")
-        axes.set(xscale="log", xlabel="kB of weights", ylabel="divergence, nats" if None in measured else "metric")
+        axes.set(xscale="log", xlabel="kB of weights", ylabel="metric" if judged else "divergence, nats")
         axes.grid(alpha=0.3)
         figure.savefig(path)
 

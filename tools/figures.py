@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,10 @@ def tuning(limit: int | None) -> Figures:
         graph = graphc.trace(entry.build(), entry.example_inputs(1))
         graph = pipeline(preset).run(graph, PassContext(calibration=batches(graph, entry.calibration(16))))
         found = tune(graph, target, Database())
-        versions = ({}, {workload: tuned.parameters for workload, tuned in found.items()})
+        versions: tuple[dict[str, Mapping[str, int]], ...] = (
+            {},
+            {workload: tuned.parameters for workload, tuned in found.items()},
+        )
         files = [compiler.bare(graph, compiler.lower(graph, target, silent, chosen)).content for chosen in versions]
         default, tuned = (sum(steps) for steps in step_times(files, rounds=50))
         figures[f"{name} {preset}: default / tuned"] = default / tuned

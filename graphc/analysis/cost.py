@@ -79,4 +79,4 @@ def _bytes(graph: Graph, value: object) -> int:
     """Of an activation, dynamic sizes at their minimum."""
     kind: TensorType = value.meta["type"]  # type: ignore[attr-defined]
     sizes = {symbol(name): bounds.minimum for name, bounds in graph.symbols.items()}
-    return math.prod(evaluate(size, sizes) for size in kind.shape) * kind.dtype.itemsize
+    return kind.dtype.itemsize * int(math.prod(evaluate(size, sizes) for size in kind.shape))

@@ -36,11 +36,8 @@ def integer_program(
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    bounds: dict[Measure, float] = {
-        measure: bound
-        for measure, bound in (("bytes", size), ("nanoseconds", latency), ("loss", loss))
-        if bound is not None
-    }  # type: ignore[misc]
+    given: dict[Measure, float | None] = {"bytes": size, "nanoseconds": latency, "loss": loss}
+    bounds = {measure: bound for measure, bound in given.items() if bound is not None}
     rows: list[tuple[int, Option]] = []
     for place, choice in enumerate(choices):
         kept = _undominated(choice.options)
