@@ -55,7 +55,7 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npz",
         help="example inputs: an array for each input, by name or in order, the first dimension counts the examples",
     )
-    parser.add_argument("--budget-size", metavar="SIZE", help='fail above this size, such as "300 kB"')
+    parser.add_argument("--budget-size", metavar="SIZE", help='keep to this size, such as "300 kB"')
     parser.add_argument("--dump-ir", metavar="DIR", help="write the graph after every pass")
     parser.add_argument("--drift", action="store_true", help="fail where a pass changes results more than it promises")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
