@@ -74,7 +74,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Samples:
-    """Batches of samples, each drawn once an epoch in an order of that epoch's own: `samples(step)` is a list of tensors.
+    """Batches of samples, each drawn once an epoch in an order of that epoch's own: `samples(step)` lists its tensors.
 
     tensors: [N, ...] each, such as the inputs and then the labels. augment: (tensors of a batch, generator) -> tensors.
     A last part of an epoch that fills no batch is left out.
@@ -124,8 +124,8 @@ def train(
 ) -> None:
     """Train a module's parameters in place, in training mode: `loss(batches(step))` for each step.
 
-    metric: what progress shows beside the loss, measured in evaluation mode with every checkpoint. Raises TrainingError where the loss is
-    no number, and for a checkpoint that is damaged or of another run.
+    metric: what progress shows beside the loss, measured in evaluation mode with every checkpoint.
+    Raises TrainingError where the loss is no number, and for a checkpoint that is damaged or of another run.
     """
     parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
     if not parameters:
@@ -141,7 +141,7 @@ def train(
             torch.manual_seed(_mixed(options.seed, step))
             value = loss(batches(step))
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         now = float(value.detach())
         if not math.isfinite(now):
             raise TrainingError(f"the loss is {now} in step {step}: lower learning_rate={options.learning_rate}")
