@@ -1,0 +1,201 @@
+"""Learn roundings part by part, so that each part of a quantized graph gives what it gives in the float graph.
+
+    minimize over h, s:   |y'(x') - y(x)|^2 / |y'_nearest(x') - y(x)|^2  +  mean of 1 - |2 h - 1|^b,   b: 20 -> 2
+
+h: whether a weight is rounded up (AdaRound, Nagel et al., ICML 2020, section 3); s: the step sizes of the activations;
+x': what the parts before give once they are learned. A part is a layer, or the layers of one module as in BRECQ (Li et
+al., ICLR 2021, section 3.2), with all operators up to the next part. QDrop (Wei et al., ICLR 2022, section 3.3): while
+learning, a random share of the activations stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from graphc.graph import Graph
+from graphc.progress import Progress, silent
+from graphc.training.fake_quantization import LAYERS, FakeQuantized, LearnedRounding, evaluate
+
+Values = dict[fx.Node, Any]
+_LARGEST_BLOCK = 6  # layers; a module with more is learned layer by layer
+_WARM = 0.2  # of the iterations go by without the regularizer
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """iterations: of each part. batch: samples in each. learning_rate: of roundings; step_rate: of step sizes, whose
+    logarithms learn (0: they stay). drop: see the module's docstring."""
+
+    granularity: Literal["layer", "block"] = "block"
+    iterations: int = 500
+    batch: int = 32
+    learning_rate: float = 0.02
+    step_rate: float = 0.002
+    drop: float = 0.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive operators of the quantized graph. inputs: values from before; outputs: values that are read later,
+    and the float graph's nodes that they stand for."""
+
+    layers: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[tuple[fx.Node, fx.Node], ...]
+
+
+def reconstruct(
+    original: Graph,
+    quantized: Graph,
+    batches: Sequence[Sequence[Tensor]],
+    options: Reconstruction,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Graph:
+    """The quantized graph with learned roundings; `quantized` is what `quantize` made of `original`."""
+    model = FakeQuantized(original, quantized, LearnedRounding, options.drop)
+    found = parts(model, original, options.granularity)
+    ours: list[Values] = [dict(zip(quantized.placeholders, batch, strict=True)) for batch in batches]
+    theirs: list[Values] = [dict(zip(original.placeholders, batch, strict=True)) for batch in batches]
+    floats = [node for node in original.calls]
+    for number, part in enumerate(found):
+        wanted = [float_node for _, float_node in part.outputs]
+        last = max((floats.index(node) for node in wanted), default=-1)
+        with torch.no_grad():
+            for values in theirs:
+                evaluate(original, floats[: last + 1], values)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed * 1_000_003 + number)
+            _learn(model, part, ours, theirs, options, lambda done, at=number: progress(
+                "reconstructing", at * options.iterations + done, len(found) * options.iterations
+            ))  # fmt: skip
+        later = {used for other in found[number + 1 :] for used in other.inputs}
+        kept = {node for other in found[number + 1 :] for _, node in other.outputs} | set(original.placeholders)
+        done = set(floats[: last + 1])
+        with torch.no_grad():
+            model.eval()
+            for values, reference in zip(ours, theirs, strict=True):
+                model.evaluate(part.nodes, values)
+                for node in [node for node in values if node not in later and node.op == "call_function"]:
+                    del values[node]
+                for node in [node for node in reference if node in done and node not in kept]:
+                    if all(user in done for user in node.users):
+                        del reference[node]
+    return model.graph()
+
+
+def parts(model: FakeQuantized, original: Graph, granularity: Literal["layer", "block"]) -> list[Part]:
+    """The parts of a graph in order, found from the layers' module paths."""
+    graph = model.quantized
+    calls = [node for node in graph.calls if _depends_on_input(node)]
+    layers = [node for node in calls if node.target in LAYERS and node.name in model.weights]
+    blocks: list[list[fx.Node]] = []
+    for layer in layers:
+        block = _module(blocks[-1][0]) if blocks else ""
+        inside = sum(other.meta["path"].startswith(f"{block}.") for other in layers)
+        joins = granularity == "block" and block and layer.meta["path"].startswith(f"{block}.")
+        if joins and inside <= _LARGEST_BLOCK:
+            blocks[-1].append(layer)
+        else:
+            blocks.append([layer])
+    starts = [0, *(calls.index(block[0]) for block in blocks[1:]), len(calls)]
+    floats = {node.name: node for node in original.calls}
+    found = []
+    for number, members in enumerate(blocks):
+        nodes = calls[starts[number] : starts[number + 1]]
+        inside_nodes = set(nodes)
+        read = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside_nodes)
+        inputs = [used for used in read if _depends_on_input(used)]
+        decodings = [used for used in read if used in model.found]
+        outputs = []
+        for node in nodes:
+            if any(user not in inside_nodes for user in node.users):
+                source: Any = node.args[0].args[0] if node in model.replaced else node  # type: ignore[union-attr]
+                if source.name in floats and floats[source.name].meta["type"].dtype == torch.float32:
+                    outputs.append((node, floats[source.name]))
+        found.append(Part(tuple(members), (*decodings, *nodes), tuple(inputs), tuple(outputs)))
+    return found
+
+
+def _module(layer: fx.Node) -> str:
+    return str(layer.meta["path"]).rpartition(".")[0]
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    """Whether a value changes with the inputs; kept with the node, for graphs are deep."""
+    if "varies" not in node.meta:
+        node.meta["varies"] = node.op == "placeholder" or any(map(_depends_on_input, node.all_input_nodes))
+    return bool(node.meta["varies"])
+
+
+def _learn(
+    model: FakeQuantized, part: Part, ours: list[Values], theirs: list[Values], options: Reconstruction, progress: Any
+) -> None:
+    roundings: list[LearnedRounding] = [model.weights[layer.name] for layer in part.layers]  # type: ignore[misc]
+    steps = [
+        model.activations[model.replaced[node]].step.logarithm  # type: ignore[union-attr]
+        for node in part.nodes
+        if node in model.replaced and node not in model.found
+    ]
+    groups = [{"params": [item.logit for item in roundings], "lr": options.learning_rate}]
+    if steps and options.step_rate:
+        groups.append({"params": list(dict.fromkeys(steps)), "lr": options.step_rate})
+    optimizer = torch.optim.Adam(groups)
+
+    def loss(places: Sequence[int], drop: bool) -> Tensor:
+        total = torch.zeros(())
+        for place in places:
+            values = {node: ours[place][node] for node in part.inputs} | _inputs(ours[place])
+            if drop and options.drop:
+                float_values = theirs[place]
+                values = {node: _mixed(model, node, x, float_values, options.drop) for node, x in values.items()}
+            model.evaluate(part.nodes, values)
+            for node, reference in part.outputs:
+                target = theirs[place][reference]
+                total = total + (values[node] - target).square().mean() / target.square().mean().clamp(min=1e-12)
+        return total / len(places)
+
+    everything = range(len(ours))
+    model.eval()
+    for item in roundings:
+        item.soft = False
+    with torch.no_grad():
+        nearest = float(loss(everything, False))
+    for item in roundings:
+        item.soft = True
+    size = next((value.shape[0] for value in ours[0].values() if value.dim()), 1)
+    count = min(len(ours), max(1, options.batch // size))
+    weights = sum(item.logit.numel() for item in roundings)
+    model.train()
+    for iteration in range(options.iterations if nearest > 0 else 0):
+        places = torch.randperm(len(ours))[:count].tolist()
+        share = (iteration / options.iterations - _WARM) / (1 - _WARM)
+        value = loss(places, True) / nearest
+        if share > 0:
+            value = value + sum(item.undecided(20 - 18 * share) for item in roundings) / weights
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        progress(iteration + 1)
+    progress(options.iterations)
+    for item in roundings:
+        item.soft = False
+
+
+def _inputs(values: Values) -> Values:
+    return {node: value for node, value in values.items() if node.op == "placeholder"}
+
+
+def _mixed(model: FakeQuantized, node: fx.Node, value: Any, reference: Values, drop: float) -> Any:
+    """An input of a part, a share of it as the float graph has it."""
+    if node not in model.replaced:
+        return value
+    source = node.args[0].args[0].name  # type: ignore[union-attr]
+    float_value = next((found for other, found in reference.items() if other.name == source), None)
+    return value if float_value is None else torch.where(torch.rand_like(value) < drop, float_value, value)
