@@ -6,6 +6,7 @@ onnx         int8 ResNet-20 as plain ONNX in ONNX Runtime against graphc's own r
 time         importing graphc beyond torch; tracing and compiling ResNet-20 and ResNet-18 in int8
 speed        ResNet-18 and MobileNetV2 against ONNX Runtime, side by side as the bench does it
 tuning       the time with the templates' defaults over that with parameters searched on this machine
+decode       a layer of one token in each weight format: its time against fp32's and what its bytes promise
 determinism  the same model, data and seed in two processes: the same bytes
 """
 
@@ -224,6 +225,46 @@ def tuning(limit: int | None) -> Figures:
     return figures
 
 
+def decode(limit: int | None) -> Figures:
+    """A stack of linear layers whose weights exceed the caches, one token; every format in turns with the others."""
+    from graphc.graph import Graph
+    from graphc.latency import BASELINE, FORMATS, measure
+    from graphc.pipeline import CLEAN, Pipeline
+    from graphc.tools.bench.peaks import Peaks
+
+    layers, width, threads = limit or 24, 2048, len(os.sched_getaffinity(0))
+    torch.manual_seed(0)
+    stack = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers))).eval()
+    x = torch.randn(1, 1, width)
+    graph = graphc.trace(stack, (x,))
+    target, formats = Target.parse("host"), {**FORMATS, "low rank 1/4": LOW_RANK.format(width // 8)}
+    peaks = Peaks(target, threads)
+
+    def stored(compressed: Graph) -> int:
+        return sum(weight.nbytes for weight in compressed.weights.values())
+
+    before = peaks.read()
+    with tempfile.TemporaryDirectory() as folder:
+        table = measure(graph, target, formats, threads=threads, rounds=20, cache=Path(folder, "latency.json"))
+    read = max(before, peaks.read())
+    clean = Pipeline(CLEAN).run(graph)
+    figures: Figures = {"threads": threads, "layers": f"{layers} of {width} x {width}", "read, GB/s": read / 1e9}
+    times = {name: sum(table[str(n), name].nanoseconds for n in range(layers)) / layers for name in formats}
+    for name, passes in formats.items():
+        size = (
+            stored(Pipeline(passes).run(clean, PassContext(target, batches(clean, [x])))) if passes else stored(clean)
+        )
+        figures[name] = (
+            f"{times[name] / 1e3:.1f} us, {times[BASELINE] / times[name]:.2f}x of {BASELINE}, promised by its bytes "
+            f"{stored(clean) / size:.2f}x, {size / layers / times[name]:.1f} GB/s, "
+            f"{size / layers / times[name] / (read / 1e9):.0%} of read"
+        )
+    return figures
+
+
+LOW_RANK = 'compress{{format="low_rank(rank={})"}},split_low_rank'
+
+
 def determinism(limit: int | None) -> Figures:
     code = "from graphc.tools.figures import build; print(build('resnet20_jpeg', {!r}, {!r}).content_hash)"
     figures: Figures = {}
@@ -246,6 +287,7 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
     "time": time_,
     "speed": speed,
     "tuning": tuning,
+    "decode": decode,
     "determinism": determinism,
 }
 

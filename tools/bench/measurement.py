@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 import graphc
+from graphc.target import Target
 from graphc.tools.bench.engines import EAGER, Engine
+from graphc.tools.bench.peaks import Peaks
 from graphc.tools.bench.process import EngineError, Process
 
 Say = Callable[[str], None]
@@ -57,6 +59,7 @@ class Entry:
     reason: str = ""
     process: Process | None = None
     rounds: list[list[float]] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
     checks: dict[str, float | None] = field(default_factory=dict)
 
     def fail(self, error: EngineError) -> None:
@@ -64,7 +67,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Times in seconds: `seconds` is the least of the rounds' medians, `spread` the tenth and ninetieth percentile
-        of all runs."""
+        of all runs. `read`: bytes a second that the machine could read beside each round."""
         found: dict[str, Any] = {"engine": self.engine.name, "precision": self.precision, "status": self.status}
         if self.reason:
             found["reason"] = self.reason
@@ -77,6 +80,7 @@ class Entry:
                 "spread": [runs[len(runs) // 10], runs[-1 - len(runs) // 10]],
                 "rounds": medians,
                 "runs": len(runs),
+                "read": self.read,
             }
         return found | self.checks
 
@@ -102,7 +106,9 @@ def measure(
         for entry in entries:
             _start(entry, group, folder, cpus, log, say)
         _check(entries, folder, say, score)
-        _take_turns([entry for entry in entries if entry.process is not None], rounds, say)
+        say("measuring what the machine can read")
+        read = Peaks(Target.parse("host"), group.threads).read
+        _take_turns([entry for entry in entries if entry.process is not None], rounds, say, read)
     finally:
         for entry in entries:
             if entry.process is not None:
@@ -201,8 +207,9 @@ def _error(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> f
     return worst if math.isfinite(worst) else None
 
 
-def _take_turns(entries: Sequence[Entry], rounds: int, say: Say, turn: float = 0.1) -> None:
-    """Every engine `turn` seconds a round, after untimed runs: the other engines had the caches in between."""
+def _take_turns(entries: Sequence[Entry], rounds: int, say: Say, read: Callable[[], float], turn: float = 0.1) -> None:
+    """Every engine `turn` seconds a round, after untimed runs: the other engines had the caches in between. What the
+    machine can read is measured before and after each turn, and the higher of both is kept."""
     counts: dict[int, tuple[int, int]] = {}
     for number in range(rounds):
         for index, entry in enumerate(entries):
@@ -214,7 +221,9 @@ def _take_turns(entries: Sequence[Entry], rounds: int, say: Say, turn: float = 0
                     first = entry.process.ask("time", ANSWER, warm=1, count=1)["seconds"][0]
                     counts[index] = (min(20, 1 + int(turn / 4 / first)), min(200, max(1, round(turn / first))))
                 warm, count = counts[index]
+                before = read()
                 entry.rounds.append(list(entry.process.ask("time", ANSWER, warm=warm, count=count)["seconds"]))
+                entry.read.append(max(before, read()))
             except EngineError as error:
                 entry.fail(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def rank(group: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     "of best" and "of same": the best peer's time, in any and in the same precision, over this entry's: above 1 it is
     faster than they are. "peak": share of the machine's own multiply-accumulate peak in this precision; "read": bytes
-    of weights a second over what the machine can read. Peers are all engines but graphc whose outputs are right.
+    of weights a second over what the machine could read beside that round, the median of the rounds. Peers are all
+    engines but graphc whose outputs are right.
     """
     rows = [dict(entry) for entry in group["entries"]]
     for row in rows:
@@ -84,8 +86,11 @@ def rank(group: Mapping[str, Any]) -> list[dict[str, Any]]:
         if precision in group["peaks"]:
             row["peak"] = row["operations"] / group["peaks"][precision]
         if precision in BITS:
-            row["bytes"] = group["weights"] * BITS[precision] / 8 / seconds
-            row["read"] = row["bytes"] / group["peaks"]["read"]
+            size = group["weights"] * BITS[precision] / 8
+            row["bytes"] = size / seconds
+            row["read"] = statistics.median(
+                size / median / rate for median, rate in zip(row["rounds"], row["read"], strict=True)
+            )
     return sorted(rows, key=lambda row: row.get("seconds", float("inf")))
 
 
