@@ -179,8 +179,9 @@ def float_tile(k: KernelBuilder, weight: Weight, x: Activations, panel: Expr, ro
 
 
 def _distance(k: KernelBuilder) -> int:
-    """Bytes between what is read and what is asked for ahead of it; the hardware alone looks no further than a page."""
-    return k.parameter("ahead", 8192, (0, 1024, 2048, 4096, 8192, 16384))
+    """Bytes between what is read and what is asked for ahead of it: within a page mostly, since a page that is not in
+    the translation buffer yet costs more than its lines."""
+    return k.parameter("ahead", 2048, (0, 1024, 2048, 4096, 8192, 16384))
 
 
 def _load(k: KernelBuilder, weight: Weight, start: Expr, u: Expr, ahead: int) -> list[list[Expr]]:

@@ -29,8 +29,9 @@ from graphc.tensor_type import Size
 
 # A packed operand beyond this many bytes is read once, panel by panel, rather than once for each row of tiles.
 RESIDENT_BYTES = 1 << 19
-# How far ahead an operand that one tile reads once is fetched: the hardware alone looks no further than a page.
-AHEAD_BYTES = 1 << 13
+# How far ahead an operand that one tile reads once is fetched: within a page mostly, since a page that is not in the
+# translation buffer yet costs more than its lines.
+AHEAD_BYTES = 1 << 11
 
 
 @dataclass(frozen=True)
