@@ -37,7 +37,7 @@ from graphc.moments import loss
 from graphc.progress import Progress, terminal
 from graphc.tools.layer_losses import Figures, Layer, Network, beaten, compared, encoded
 
-BUDGETS = (8.0, 4.8)  # bits a weight, masks counted
+BUDGETS = (11.0, 8.0, 4.8)  # bits a weight, masks counted
 ROUNDS = 20  # of SLaB's alternation, as in the paper
 RANKS = (2, 4, 8, 16)  # among which sparse + low rank has its best
 RANK = 8  # of compensation

@@ -45,7 +45,8 @@ class Layer:
 
 
 class Network:
-    """A network of the zoo, its layers of at most `columns` columns, or `layers` of them evenly spaced.
+    """A network of the zoo, its layers of at most `columns` columns, or `layers` of them evenly spaced. A weight that
+    something else reads too, such as an embedding, is left out.
 
     count: items of calibration data, whose halves are `given` and `judged`. A language model is judged whole where all
     its layers are taken: `limit` bounds the stories of its likelihood.
@@ -66,10 +67,16 @@ class Network:
         half = len(data) // 2
         self.given, self.judged = data[:half], data[half:]
         nodes = {}
+        tied = {
+            str(read.target)
+            for node in self.graph.calls
+            for read in node.all_input_nodes
+            if read.op == "get_attr" and not (node.target in LAYERS and read is node.args[1])
+        }
         for node in self.graph.calls:
             weight = self.graph.weight(node.args[1]) if node.target in LAYERS else None
             grouped = node.target is LAYERS[0] and node.args[8] != 1
-            if weight is not None and not grouped:
+            if weight is not None and not grouped and str(node.args[1].target) not in tied:  # type: ignore[union-attr]
                 rows, depth = weight.flatten(1).shape
                 if min(rows, depth) >= LEAST and depth <= columns:
                     nodes[str(node.args[1].target)] = node  # type: ignore[union-attr]
