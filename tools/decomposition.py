@@ -1,7 +1,7 @@
 r"""What SLaB, low rank and the compensation of rounding lose on real weights, as the papers' inequalities.
 
     python -m graphc.tools.decomposition --output tools/results/decomposition_llama.json
-    python -m graphc.tools.decomposition --models minilm resnet18 --layers 8 \
+    python -m graphc.tools.decomposition --models minilm resnet18 --layers 6 --columns 768 \
         --output tools/results/decomposition_layers.json
 
 slab          sparse + rank 1 * signs against Wanda, magnitude, SparseGPT and sparse + low rank at no fewer bytes
@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from graphc import container
+from graphc import container, formats
 from graphc.encoding.compensation import damped
 from graphc.expressions import Product, Sum
 from graphc.formats import Format
@@ -34,6 +34,9 @@ from graphc.formats.linear import Linear
 from graphc.formats.low_rank import LowRank
 from graphc.formats.unstructured import Unstructured
 from graphc.moments import loss
+from graphc.passes.compensate import Compensate
+from graphc.passes.compress import LAYERS
+from graphc.pipeline import PassContext
 from graphc.progress import Progress, terminal
 from graphc.tools.layer_losses import Figures, Layer, Network, beaten, compared, encoded
 
@@ -157,24 +160,16 @@ def _energies(layer: Layer, base: Format) -> list[float]:
 
 
 def _allocated(network: Network, base: Format) -> dict[str, int]:
-    """Ranks at the bytes of RANK everywhere: next the one whose share of the divergence is largest for its bytes.
-
-    What a layer's rounding alone adds to the divergence (on the half that is given) is shared out by the energy of the
-    whitened singular values (papers.md section 22: sensitivity * energy / cost).
-    """
-    gains, cost, limit = [], {}, {}
-    for layer in network.layers:
-        alone = network.divergence({layer.name: encoded(base, layer, None)[0]}, network.given)
-        energy = _residual(layer, base)[1]
-        cost[layer.name] = sum(layer.shape)
-        limit[layer.name] = math.prod(layer.shape) // sum(layer.shape) - 1
-        for value in energy[: limit[layer.name]]:
-            gains.append((alone * float(value / energy.sum()) / cost[layer.name], layer.name))
-    left, ranks = RANK * sum(cost.values()), dict.fromkeys(cost, 0)
-    for _, name in sorted(gains, reverse=True):
-        if cost[name] <= left:
-            ranks[name] += 1
-            left -= cost[name]
+    """Ranks by the pass `compensate`, in the bytes of RANK everywhere."""
+    ctx = PassContext(calibration=network.given)
+    result = Compensate(str(base), RANK).run(network.graph, ctx)
+    stored = {node.name: formats.recognize(node.args[1]) for node in result.calls if node.target in LAYERS}
+    ranks = {}
+    for node in network.graph.calls:
+        found = stored.get(node.name)
+        if found is not None:
+            terms = found.format.terms if isinstance(found.format, Sum) else ()
+            ranks[str(node.args[1].target)] = terms[1].rank if terms else 0
     return ranks
 
 
