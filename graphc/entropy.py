@@ -3,7 +3,7 @@
 Each byte takes about -log2 of its probability in bits (Duda, "Asymmetric numeral systems", 2013); many states take
 turns, so that a decoder can be vectorized (Giesen, "Interleaved entropy coders", 2014). Probabilities are frequencies
 in tables, found from the data: a block of BLOCK bytes chooses a table, or one for each of 2 or 4 places of a byte, for
-in floats the exponent is the last. Codes of weights repeat nothing, which is what zlib and xz look for.
+in floats the exponent is the last. Codes of weights hardly repeat, which is what zlib and xz look for.
 
 Little endian; graphc/runtime/entropy.h reads the same:
 
