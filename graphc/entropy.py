@@ -133,7 +133,7 @@ def _decoded(code: memoryview) -> memoryview:
         first += length
     if cursor != len(words) or (state != _LOW).any():
         raise ValueError("it does not end where it should")
-    return memoryview(data.ravel())[:size]
+    return data.ravel().data[:size]
 
 
 # -- probabilities --------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _modelled(blocks: list[Array]) -> tuple[list[Array], list[list[int]]]:
     tables = [_normalized(np.ones(256, np.int64))]  # which every byte fits
     for first in range(0, len(counts), _TOGETHER):  # they may bring tables, where these save more than they take
         near = counts[first : first + _TOGETHER]
-        joined = [[sum(block[places][i] for block in near) for i in range(places)] for places in _PLACES]
+        joined: list[list[Array]] = [list(np.sum([block[places] for block in near], 0)) for places in _PLACES]
         for histogram in min(joined, key=lambda places: sum(map(_alone, places))):
             known = (histogram * _costs(np.stack(tables), _RARE)).sum(1).min()
             if known > _alone(histogram) and len(tables) < _MOST_TABLES:

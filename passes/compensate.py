@@ -146,4 +146,5 @@ def _energies(error: Tensor, moments: Tensor | None) -> Tensor:
     """Squared singular values of the error, whitened where there are moments."""
     wide = error.to(torch.float64)
     root = None if moments is None else torch.linalg.cholesky(damped(moments, _DAMPING))
-    return torch.linalg.svdvals(wide if root is None else wide @ root).square()
+    energies: Tensor = torch.linalg.svdvals(wide if root is None else wide @ root).square()
+    return energies

@@ -33,6 +33,7 @@ from graphc.formats.binary import Binary
 from graphc.formats.linear import Linear
 from graphc.formats.low_rank import LowRank
 from graphc.formats.unstructured import Unstructured
+from graphc.graph import arguments
 from graphc.moments import loss
 from graphc.passes.compensate import Compensate
 from graphc.passes.compress import LAYERS
@@ -99,7 +100,7 @@ def slab(network: Network, show: Progress) -> Figures:
             },
             show,
         )
-        checks = {}
+        checks: Figures = {}
         for other in ("wanda", "magnitude", "sparsegpt", "sparse + low rank"):
             checks |= beaten(rows, "slab", other)
         result[f"{bits} bits"] = {"rows": rows, "checks": checks}
@@ -163,13 +164,13 @@ def _allocated(network: Network, base: Format) -> dict[str, int]:
     """Ranks by the pass `compensate`, in the bytes of RANK everywhere."""
     ctx = PassContext(calibration=network.given)
     result = Compensate(str(base), RANK).run(network.graph, ctx)
-    stored = {node.name: formats.recognize(node.args[1]) for node in result.calls if node.target in LAYERS}
-    ranks = {}
-    for node in network.graph.calls:
-        found = stored.get(node.name)
-        if found is not None:
-            terms = found.format.terms if isinstance(found.format, Sum) else ()
-            ranks[str(node.args[1].target)] = terms[1].rank if terms else 0
+    weights = {node.name: str(arguments(node)[1].target) for node in network.graph.calls if node.target in LAYERS}
+    ranks = dict.fromkeys(weights.values(), 0)
+    for node in result.calls:
+        found = formats.recognize(arguments(node)[1]) if node.target in LAYERS else None
+        for term in found.format.terms if found is not None and isinstance(found.format, Sum) else ():
+            if isinstance(term, LowRank):
+                ranks[weights[node.name]] = term.rank
     return ranks
 
 

@@ -59,9 +59,9 @@ class Network:
         self.whole = layers is None and self.entry.metric == "NLL/token"
         self.limit = limit
         batch = min(self.entry.batch, max(2, count // 2))
-        given = self.entry.example_inputs(batch)
+        example = self.entry.example_inputs(batch)
         sizes = {0: Dim("batch", min=1, max=1024)}
-        traced = graphc.trace(self.entry.build(), given, dynamic_shapes=tuple(sizes for _ in given))
+        traced = graphc.trace(self.entry.build(), example, dynamic_shapes=tuple(sizes for _ in example))
         self.graph = Pipeline(CLEAN).run(traced)
         data = batches(self.graph, self.entry.calibration(count, batch))
         half = len(data) // 2
@@ -84,12 +84,12 @@ class Network:
         if layers is not None and len(chosen) > layers:
             chosen = [chosen[round(i * (len(chosen) - 1) / max(1, layers - 1))] for i in range(layers)]
         kept = [nodes[name] for name in chosen]
-        given, judged = (
+        seen, unseen = (
             second_moments(self.graph, kept, PassContext(calibration=part, progress=progress))
             for part in (self.given, self.judged)
         )
         self.layers = [
-            Layer(name, self.graph.weights[name].detach().flatten(1), given[node], judged[node])
+            Layer(name, self.graph.weights[name].detach().flatten(1), seen[node], unseen[node])
             for name, node in zip(chosen, kept, strict=True)
         ]
 

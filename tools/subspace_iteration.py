@@ -81,7 +81,8 @@ def spectrum(rows: int, columns: int, power: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     least = min(rows, columns)
     u, v = (torch.linalg.qr(torch.randn(size, least, generator=generator)).Q for size in (rows, columns))
-    return (u * torch.arange(1.0, least + 1) ** -power) @ v.t()
+    found: Tensor = (u * torch.arange(1.0, least + 1) ** -power) @ v.t()
+    return found
 
 
 def main() -> None:
