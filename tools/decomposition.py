@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,9 +51,9 @@ RANK = 8  # of compensation
 # -- SLaB, section 7 --------------------------------------------------------------------------------
 
 
-def slab(network: Network, show: Progress) -> Figures:
+def slab(network: Network, show: Progress, budgets: Sequence[float] = BUDGETS) -> Figures:
     result = {}
-    for bits in BUDGETS:
+    for bits in budgets:
         sizes: dict[str, int] = {}  # of SLaB, which the others may not fall below
 
         def ours(layer: Layer, bits: float = bits, sizes: dict[str, int] = sizes) -> tuple[Tensor, int]:
@@ -202,17 +203,19 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
     parser.add_argument("--models", nargs="+", default=["llama_char105"])
     parser.add_argument("--layers", type=int, help="of a model, evenly spaced; none: all, and language models whole")
+    parser.add_argument("--bits", type=float, nargs="+", default=BUDGETS, help="a weight, of slab and the others")
     parser.add_argument("--columns", type=int, default=1536, help="of the widest layer that is taken")
     parser.add_argument("--count", type=int, default=64, help="items of calibration data, halved")
     parser.add_argument("--limit", type=int, help="stories of the likelihood; none: all")
     parser.add_argument("--output", type=Path, help="where the figures go, after each part")
     options = parser.parse_args()
+    parts = PARTS | {"slab": partial(slab, budgets=options.bits)}
     found: Figures = {"count": options.count, "limit": options.limit, "seed": 0, "torch": torch.__version__}
     with terminal() as show:
         for model in options.models:
             network = Network(model, options.count, options.layers, options.columns, options.limit, show)
             for part in options.parts or PARTS:
-                found.setdefault(part, {})[model] = PARTS[part](network, show)
+                found.setdefault(part, {})[model] = parts[part](network, show)
                 if options.output is not None:
                     options.output.parent.mkdir(parents=True, exist_ok=True)
                     container.write(options.output, (json.dumps(found, indent=1) + "\n").encode())

@@ -30,9 +30,9 @@ def test_whitening_and_compensation(part, piece):
 
 @pytest.mark.usefixtures("data")
 def test_slab_at_no_more_bytes(piece, monkeypatch):
-    for name, value in (("ROUNDS", 4), ("RANKS", (2,)), ("BUDGETS", (4.8,))):
+    for name, value in (("ROUNDS", 4), ("RANKS", (2,))):
         monkeypatch.setattr(decomposition, name, value)
-    for budget, figures in decomposition.slab(piece, silent).items():
+    for budget, figures in decomposition.slab(piece, silent, [4.8]).items():
         rows, checks = figures["rows"], figures["checks"]
         assert rows["slab"]["bits a weight"] <= float(budget.split()[0])
         assert all(rows[name]["bits a weight"] >= rows["slab"]["bits a weight"] for name in list(rows)[1:5])
