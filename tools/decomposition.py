@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the figures go, after each part")
     options = parser.parse_args()
     parts = PARTS | {"slab": partial(slab, budgets=options.bits)}
-    found: Figures = {"count": options.count, "limit": options.limit, "seed": 0, "torch": torch.__version__}
+    found: Figures = {name: getattr(options, name) for name in ("count", "limit", "layers", "columns")}
+    found |= {"seed": 0, "torch": torch.__version__}
     with terminal() as show:
         for model in options.models:
             network = Network(model, options.count, options.layers, options.columns, options.limit, show)
