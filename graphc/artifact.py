@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from graphc import container
+from graphc import container, entropy
 from graphc.errors import ArtifactError, InputError
 from graphc.program import Program
 from graphc.runtime.emulator import Emulator
@@ -87,11 +87,21 @@ class Artifact:
         self._executor: Native | Emulator | None = None
 
     @staticmethod
-    def build(program: Program, graph_text: str, report: Mapping[str, Any], manifest: Mapping[str, Any]) -> Artifact:
-        """Put an artifact together. `manifest` holds the JSON of the call's Structures under "inputs" and "outputs"."""
+    def build(
+        program: Program,
+        graph_text: str,
+        report: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+        entropy_coding: bool = False,
+    ) -> Artifact:
+        """Put an artifact together. `manifest` holds the JSON of the call's Structures under "inputs" and "outputs".
+
+        entropy_coding: store the weights coded where that takes fewer bytes; they are decoded when the code is loaded.
+        """
+        coded = entropy.encode(program.weights) if entropy_coding else program.weights
         sections = {
             "code": program.code,
-            "weights": program.weights,
+            **({"coded_weights": coded} if len(coded) < len(program.weights) else {"weights": program.weights}),
             "plan": _format(program.plan),
             "graph": graph_text.encode(),
             "report": _format(report),
@@ -110,7 +120,13 @@ class Artifact:
 
     @property
     def size(self) -> Size:
-        return Size(len(self._sections["weights"]), len(self._sections["code"]), len(self._data))
+        stored = self._sections["coded_weights" if self.coded else "weights"]
+        return Size(len(stored), len(self._sections["code"]), len(self._data))
+
+    @property
+    def coded(self) -> bool:
+        """Whether the weights are stored entropy-coded; their `size` is then that of the code."""
+        return "coded_weights" in self._sections
 
     @property
     def content(self) -> bytes:
@@ -214,7 +230,9 @@ class Artifact:
         if self._executor is None or not self._executor.alive:
             steps = [step["kernel"] for step in self.plan["steps"]]
             if self.target.arch == machine_arch():
-                self._executor = Native(self._sections["code"], self._sections["weights"], steps, self.threads)
+                coded = self._sections.get("coded_weights")
+                weights = self._sections["weights"] if coded is None else entropy.decode(coded)
+                self._executor = Native(self._sections["code"], weights, steps, self.threads)
             else:
                 num_steps = len(steps) - self.plan["init_steps"]
                 self._executor = Emulator(self._data, self.target.arch, num_steps, self.threads)

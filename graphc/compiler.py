@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def compile(
     drift: bool = False,
     watch: Iterable[Watch] = (),
     seed: int = 0,
+    entropy_coding: bool = False,
     executor: Executor | None = None,
     progress: bool | None = None,
 ) -> Artifact:
@@ -68,7 +70,9 @@ def compile(
     pipeline: None without a budget is "float" without calibration and "int8" with it; else a preset's name, a spec
     string, passes, or a Pipeline, and the budget is only checked. dump_ir: a folder for one IR file a pass. drift: run
     a probe after every pass, and fail where one changes more than it promises. watch: further observers of the passes.
-    executor: where long work is spread. progress: draw bars; None where standard error is a terminal.
+    entropy_coding: store the weights coded (graphc.entropy): a smaller file that takes longer to load, and then as much
+    memory; figures of bytes are those stored. executor: where long work is spread. progress: draw bars; None where
+    standard error is a terminal.
 
     The same model, data, seed and versions give the same bytes.
 
@@ -94,11 +98,11 @@ def compile(
         if searching and judge is not None:
             from graphc.search import search
 
-            found = search(source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir))
+            found = search(source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir, entropy_coding))
             if watchers:  # they see the run that is kept, and no other
                 _transform(found.pipeline, source, ctx, watchers, dump_ir)
             return found.artifact
-        artifact = _build(passes, source, ctx, watchers, dump_ir)
+        artifact = _build(passes, source, ctx, watchers, dump_ir, entropy_coding)
     if judge is not None:
         broken = judge.measure(artifact).broken(judge.budget)
         if broken:
@@ -115,6 +119,7 @@ def _build(
     ctx: PassContext,
     watchers: Sequence[Watch],
     dump_ir: str | Path | None,
+    entropy_coding: bool,
 ) -> Artifact:
     errors = LayerError(ctx.calibration[0] if ctx.calibration else None)
     graph = _transform(passes, source, ctx, [errors, *watchers], dump_ir)
@@ -129,7 +134,11 @@ def _build(
         "versions": {package: version(package) for package in ("torch", "apache-tvm", "apache-tvm-ffi", "ziglang")},
     }
     report = _report(graph, program, errors.rows, {"target": ctx.target.name, "pipeline": str(passes)})
-    return Artifact.build(program, text.dump(graph), report.to_json(), manifest)
+    artifact = Artifact.build(program, text.dump(graph), report.to_json(), manifest, entropy_coding)
+    if not artifact.coded:
+        return artifact
+    totals = {"bytes of weights": artifact.size.weights, "bytes of weights, decoded": len(program.weights)}
+    return artifact.with_report(replace(report, totals=dict(report.totals) | totals))
 
 
 def lower(

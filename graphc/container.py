@@ -27,6 +27,8 @@ MAGIC = b"\x89GRAPHC\n"
 FORMAT_VERSION = 1
 # code: ELF shared object; weights: packed tensors; plan, report, manifest: JSON; graph: IR text.
 SECTIONS = ("code", "weights", "plan", "graph", "report", "manifest")
+# coded_weights: the packed tensors by graphc.entropy.
+CODED_SECTIONS = tuple("coded_weights" if name == "weights" else name for name in SECTIONS)
 
 _HEADER = struct.Struct("<8sII32s")
 _ENTRY = struct.Struct("<16sQQ")
@@ -34,13 +36,14 @@ _ALIGNMENT = 64
 
 
 def pack(sections: Mapping[str, bytes]) -> bytes:
-    """The file of these sections; all of SECTIONS must be given."""
-    if set(sections) != set(SECTIONS):
+    """The file of these sections; all of SECTIONS or of CODED_SECTIONS must be given."""
+    order = next((names for names in (SECTIONS, CODED_SECTIONS) if set(sections) == set(names)), None)
+    if order is None:
         raise ArtifactError(f"an artifact has the sections {', '.join(SECTIONS)}; got {', '.join(sections)}")
-    offsets, end = _layout([len(sections[name]) for name in SECTIONS])
+    offsets, end = _layout([len(sections[name]) for name in order])
     data = bytearray(end)
-    _HEADER.pack_into(data, 0, MAGIC, FORMAT_VERSION, len(SECTIONS), bytes(32))
-    for index, (name, offset) in enumerate(zip(SECTIONS, offsets, strict=True)):
+    _HEADER.pack_into(data, 0, MAGIC, FORMAT_VERSION, len(order), bytes(32))
+    for index, (name, offset) in enumerate(zip(order, offsets, strict=True)):
         content = sections[name]
         _ENTRY.pack_into(data, _HEADER.size + index * _ENTRY.size, name.encode(), offset, len(content))
         data[offset : offset + len(content)] = content
@@ -63,7 +66,7 @@ def unpack(data: memoryview) -> dict[str, memoryview]:
         raise ArtifactError("the artifact's section table is longer than the file")
     entries = [_ENTRY.unpack_from(data, _HEADER.size + index * _ENTRY.size) for index in range(count)]
     names = tuple(name.rstrip(b"\0").decode(errors="replace") for name, _, _ in entries)
-    if names != SECTIONS:
+    if names not in (SECTIONS, CODED_SECTIONS):
         raise ArtifactError(f"an artifact has the sections {', '.join(SECTIONS)}; this one has {', '.join(names)}")
     sizes = [size for _, _, size in entries]
     offsets, end = _layout(sizes)

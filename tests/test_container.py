@@ -30,6 +30,13 @@ def test_round_trip() -> None:
     assert {name: bytes(content) for name, content in container.unpack(memoryview(PACKED)).items()} == CONTENTS
 
 
+def test_coded_weights_take_the_place_of_the_others() -> None:
+    coded = {name: CONTENTS.get(name, b"coded") for name in container.CODED_SECTIONS}
+    assert {name: bytes(part) for name, part in container.unpack(memoryview(container.pack(coded))).items()} == coded
+    with pytest.raises(ArtifactError, match="an artifact has the sections code, weights"):
+        container.pack(coded | {"weights": b""})
+
+
 def test_same_sections_give_same_bytes() -> None:
     assert container.pack(dict(reversed(CONTENTS.items()))) == PACKED
 

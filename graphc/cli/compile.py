@@ -59,6 +59,9 @@ def _configure_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump-ir", metavar="DIR", help="write the graph after every pass")
     parser.add_argument("--drift", action="store_true", help="fail where a pass changes results more than it promises")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
+    parser.add_argument(
+        "--entropy-coding", action="store_true", help="store the weights coded: smaller, slower to load"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of torch while calibrating")
 
 
@@ -124,6 +127,7 @@ def _compile(configuration: Configuration, verbose: bool) -> Artifact:
             drift=configuration.drift,
             watch=(timing,),
             seed=configuration.seed,
+            entropy_coding=configuration.entropy_coding,
         )
     finally:
         if verbose:

@@ -25,6 +25,7 @@ class Configuration:
     dump_ir: str | None = None
     drift: bool = False
     seed: int = 0
+    entropy_coding: bool = False
     threads: int | None = None
 
 

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "entropy.h"
 #include "model.h"
 #include "sha256.h"
 
@@ -43,6 +44,7 @@ typedef struct {
 struct graphc_model {
   uint8_t *file;
   size_t file_size;
+  uint8_t *decoded; /* weights that were coded */
   code_image code;
   const graphc_program *program;
   int32_t (*steps)(const graphc_frame *, int32_t, int32_t, uint64_t *);
@@ -286,15 +288,26 @@ static void *allocate(int64_t bytes) {
   return posix_memalign(&memory, ALIGNMENT, bytes ? (size_t)bytes : ALIGNMENT) ? NULL : memory;
 }
 
+/* The weights as they lie in the file, or decoded once check_program found their size right. */
+static int decode_weights(graphc_model *model, const uint8_t *code, size_t size, char *error) {
+  model->decoded = allocate(model->program->weights_bytes);
+  if (!model->decoded) return fail(error, "out of memory");
+  if (entropy_decode(code, size, model->decoded, (uint64_t)model->program->weights_bytes))
+    return fail(error, "artifact is damaged: its weights cannot be decoded");
+  model->frame.weights = model->decoded;
+  return 0;
+}
+
 static int start(graphc_model *model, const char *path, int threads, char *error) {
-  const uint8_t *elf, *weights;
-  size_t elf_size, weights_size;
+  const uint8_t *elf, *weights, *code;
+  size_t elf_size, weights_size, code_size = 0;
   const graphc_program *(*program_get)(void);
   int32_t (*has_feature)(const char *, uint64_t, uint64_t);
   void (*pool_start)(int32_t);
   if (map_file(path, &model->file, &model->file_size, error) || verify(model->file, model->file_size, error) ||
       find_section(model->file, model->file_size, "code", &elf, &elf_size, error) ||
-      find_section(model->file, model->file_size, "weights", &weights, &weights_size, error) ||
+      (find_section(model->file, model->file_size, "coded_weights", &code, &code_size, error) &&
+       find_section(model->file, model->file_size, "weights", &weights, &weights_size, error)) ||
       load_code(elf, elf_size, &model->code, error) ||
       find_function(&model->code, "graphc_program_get", &program_get, error) ||
       find_function(&model->code, "graphc_has_feature", &has_feature, error) ||
@@ -304,8 +317,10 @@ static int start(graphc_model *model, const char *path, int threads, char *error
       find_function(&model->code, "graphc_pool_start", &pool_start, error))
     return -1;
   model->program = program_get();
+  if (code_size) weights_size = (size_t)entropy_size(code, code_size);
   if (check_program(model, weights_size, has_feature, error)) return -1;
-  model->frame.weights = weights;
+  if (code_size && decode_weights(model, code, code_size, error)) return -1;
+  if (!code_size) model->frame.weights = weights;
   model->frame.state = allocate(model->program->state_bytes);
   model->frame.arena = allocate(model->program->arena_bytes);
   if (!model->frame.state || !model->frame.arena) return fail(error, "out of memory");
@@ -335,6 +350,7 @@ void graphc_free(graphc_model *model) {
   free(model->workers);
   free(model->frame.state);
   free(model->frame.arena);
+  free(model->decoded);
   if (model->code.base) munmap(model->code.base, model->code.span);
   if (model->file) munmap(model->file, model->file_size);
   pthread_mutex_destroy(&model->lock);
