@@ -104,10 +104,10 @@ def fold(graph: Graph, value: fx.Node, readers: Collection[fx.Node]) -> Fold | s
 
 def _path(graph: Graph, value: fx.Node, readers: set[fx.Node]) -> Any:
     """[value, ..., source, places of its parameters], each node read by the one before it alone; or a reason."""
-    if set(value.users) - readers:
-        return f"%{value.name} is read by %{next(user.name for user in value.users if user not in readers)} too"
     if value.op != "call_function":
         return f"%{value.name} is {'an input' if value.op == 'placeholder' else 'stored'}"
+    if set(value.users) - readers:
+        return f"%{value.name} is read by %{next(user.name for user in value.users if user not in readers)} too"
     args = arguments(value)
     if (places := _parameters(graph, value, args)) is not None:
         if any(len(users(graph, args[place])) > 1 for place in places):
