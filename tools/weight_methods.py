@@ -52,10 +52,16 @@ class Layers:
         """Of each of their weights."""
         return 8 * self.bytes(graph) / sum(math.prod(shape) for _, shape in self.weights.values())
 
-    def by_format(self, text: Callable[[Shape], str]) -> dict[str, tuple[str, ...]]:
-        """Paths as patterns, by the format of their shape."""
+    @property
+    def blocks(self) -> list[str]:
+        """The first two parts of paths, such as "layers.3", in the graph's order."""
+        return list(dict.fromkeys(".".join(path.split(".")[:2]) for path, _ in self.weights.values()))
+
+    def by_format(self, text: Callable[[Shape], str], block: str = "") -> dict[str, tuple[str, ...]]:
+        """Paths (of a block) as patterns, by the format of their shape."""
         found: dict[str, dict[str, None]] = {}
-        for path, shape in self.weights.values():
+        inside = (item for item in self.weights.values() if block in ("", ".".join(item[0].split(".")[:2])))
+        for path, shape in inside:
             found.setdefault(text(shape), {})[path] = None
         return {form: patterns(list(paths)) for form, paths in found.items()}
 
@@ -63,18 +69,22 @@ class Layers:
 @dataclass(frozen=True)
 class Method:
     """format: the text of a weight's format by its shape. data: encoded by the moments of the layers' inputs. scaled:
-    the format that AWQ's scales are searched for, before; None: there are none."""
+    the format that AWQ's scales are searched for, before; None: there are none. blocks: each block of layers is encoded
+    by what it reads once those before are compressed, as GPTQ's authors do it."""
 
     name: str
     format: Callable[[Shape], str]
     data: bool = True
     scaled: Callable[[Shape], str] | None = None
+    blocks: bool = False
 
     def run(self, graph: Graph, layers: Layers, ctx: PassContext) -> Graph:
         passes: list[Pass] = []
         if self.scaled is not None:
             passes += [ActivationAwareScaling(form, paths) for form, paths in layers.by_format(self.scaled).items()]
-        passes += [Compress(form, paths, data=self.data) for form, paths in layers.by_format(self.format).items()]
+        for block in layers.blocks if self.blocks else [""]:
+            found = layers.by_format(self.format, block)
+            passes += [Compress(form, paths, data=self.data) for form, paths in found.items()]
         return Pipeline([*passes, *ONCE.passes]).run(graph, ctx)
 
 
@@ -104,7 +114,7 @@ def integers(bits: int, options: str = "") -> Callable[[Shape], str]:
 
 
 def _integers(bits: int) -> list[Method]:
-    clipped = integers(bits, "range=mse")
+    clipped, best = integers(bits, "range=mse"), integers(bits, "rounding=gptq,range=mse,order=activation")
     title = f"{bits} bits, "
     return [
         Method(title + "nearest", integers(bits), False),
@@ -112,8 +122,9 @@ def _integers(bits: int) -> list[Method]:
         Method(title + "HQQ", integers(bits, "rounding=hqq"), False),
         Method(title + "AWQ", clipped, scaled=clipped),
         Method(title + "GPTQ", integers(bits, "rounding=gptq")),
-        Method(title + "GPTQ, clipped, act-order", integers(bits, "rounding=gptq,range=mse,order=activation")),
-        Method(title + "AWQ + GPTQ", integers(bits, "rounding=gptq,range=mse,order=activation"), scaled=clipped),
+        Method(title + "GPTQ, clipped, act-order", best),
+        Method(title + "GPTQ, clipped, act-order, by block", best, blocks=True),
+        Method(title + "AWQ + GPTQ", best, scaled=clipped),
         Method(title + "AdaRound", integers(bits, "rounding=adaround,range=mse")),
         Method(title + "nearest, zero points", integers(bits, "symmetric=false"), False),
         Method(title + "HQQ, zero points", integers(bits, "rounding=hqq,symmetric=false"), False),
