@@ -46,7 +46,8 @@ class Space:
     @staticmethod
     def pipeline(assignment: Assignment) -> Pipeline:
         """The passes from the traced graph to one that can be lowered."""
-        return Pipeline([*Pipeline(CLEAN).passes, *assignment.passes, *Pipeline(f"split_low_rank,{FINISH}").passes])
+        split = Pipeline(f"split_sums,split_low_rank,{FINISH}")
+        return Pipeline([*Pipeline(CLEAN).passes, *assignment.passes, *split.passes])
 
     def compressed(self, assignment: Assignment, ctx: PassContext) -> Graph:
         """The clean graph with the formats of an assignment."""

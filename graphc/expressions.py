@@ -9,6 +9,9 @@ more what all others leave, and the best of all rounds stays. This is SLaB's alt
 B, where S are single weights chosen by Wanda's score, B signs and L of rank 1). A whitened low_rank after one round of
 integers is the compensation of a rounding error by its leading directions (Zhang et al., "QERA", ICLR 2025). In a
 product one factor holds the signs and the other the magnitudes.
+
+No kernel reads a sum or a product as stored: they are decoded at load. The pass `split_sums` makes of a linear layer
+one layer for each term of its sum, where there are kernels for all of them.
 """
 
 from __future__ import annotations

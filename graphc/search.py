@@ -119,7 +119,7 @@ def _latencies(source: Graph, ctx: PassContext) -> dict[Key, float]:
     from graphc.latency import measure
     from graphc.pipeline import CLEAN
 
-    passes = {text: f'compress{{format="{text}",unfit=keep}},split_low_rank' for text in FORMATS}
+    passes = {text: f'compress{{format="{text}",unfit=keep}},split_sums,split_low_rank' for text in FORMATS}
     board = ctx.executor if isinstance(ctx.executor, Board) else None
     table = measure(source, ctx.target, passes, executor=board, progress=ctx.progress)
     found = {}

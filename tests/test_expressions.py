@@ -135,6 +135,30 @@ def test_plus_in_an_option_is_no_sum():
     assert formats.parse("linear(damping=1e+0)").damping == 1.0
 
 
+@pytest.mark.parametrize(
+    ("text", "templates"),
+    [
+        ("linear(bits=4,group=32) + low_rank(rank=4,factors=int8)", ["compressed product"] * 3),
+        ("vector(codewords=16) + vector(d=8,codewords=16,codebooks=2)", ["codeword product"] * 2),
+        ("sparse + linear(bits=2,group=32)", ["compressed product", "sparse product"]),
+    ],
+)
+def test_split_sums_are_read_as_stored(text, templates):
+    """The small form is the fast form: nothing is decoded at load, and the sum is part of the last kernel."""
+    x, seen = torch.randn(3, 64), []
+    artifact = graphc.compile(
+        nn.Sequential(nn.Linear(64, 48), nn.ReLU()).eval(),
+        example_inputs=(x,),
+        calibration=[x],
+        pipeline=f'compress{{data=true,format="{text}"}},split_sums,split_low_rank,fuse_operators',
+        watch=[lambda step, before, after: seen.append(after)],
+    )
+    torch.testing.assert_close(torch.from_numpy(artifact.run(x)), seen[-1].run(x), rtol=1e-4, atol=1e-4)
+    assert artifact.plan["init_steps"] == 0
+    assert [step["template"] for step in artifact.plan["steps"]] == templates
+    assert not any(row.reason for row in artifact.report().rows)
+
+
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -45,9 +45,27 @@ def test_text_expression_and_bytes():
     assert {part: str(node.target) for part, node in found.parts.items()} == {"left": "w.left", "right": "w.right"}
 
 
+def test_factors_in_int8_take_a_quarter_and_lose_little():
+    weight = spectrum(64, 48, 0.5)
+    wide, narrow = formats.parse("low_rank(rank=12)"), formats.parse("low_rank(rank=12,factors=int8)")
+    parts = narrow.encode(weight)
+    assert narrow.bytes(parts) == 12 * (64 + 48) + 2 * (64 + 12)
+    errors = [(form.decode(form.encode(weight), (64, 48)) - weight).norm() for form in (wide, narrow)]
+    assert errors[0] < errors[1] < 1.01 * errors[0]
+    graph = Graph("g", Structure.of(((), {})), Structure.of(0))
+    found = formats.recognize(narrow.express(graph, parts, (64, 48), "w"))
+    assert found.format == narrow
+    assert {part: str(node.target) for part, node in found.parts.items()} == {part: f"w.{part}" for part in parts}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("low_rank(rank=0)", "rank=0 must be"), ("low_rank(rank=20)", "up to rank=17"), ("low_rank", "up to rank=17")],
+    [
+        ("low_rank(rank=0)", "rank=0 must be"),
+        ("low_rank(rank=20)", "up to rank=17"),
+        ("low_rank", "up to rank=17"),
+        ("low_rank(factors=int4)", "one of f32, int8"),
+    ],
 )
 def test_illegal(text, message):
     with pytest.raises(FormatError, match=message):
