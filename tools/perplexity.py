@@ -8,7 +8,8 @@ layers are compressed; the embedding (of a Llama, which is also its last layer) 
 are those of all stored weights; bits are those of the compressed layers, scales, zero points, masks and codebooks
 counted. Differences from another row come with their standard error over texts.
 
-integers   rounding to nearest, HQQ, AWQ, GPTQ, AdaRound at 4, 3 and 2 bits
+integers   rounding to nearest, HQQ, AWQ and GPTQ at 4, 3 and 2 bits
+longer     AdaRound, and GPTQ that sees what the blocks before have become
 vectors    codebooks at about 2 bits against integers of no fewer bytes
 sparse     SLaB against magnitude, Wanda and sparse + low rank, half of the bytes of f16
 low_rank   a low rank of the weight against one of what the layer makes of its inputs (whitened)
@@ -53,9 +54,10 @@ BATCH = 8
 class Text(ABC):
     """A language model, the text that calibrates it and the texts that judge it.
 
-    tokens: predicted in each text, int64 [texts]. calibration: flat inputs.
+    tokens: predicted in each text, int64 [texts]. calibration: flat inputs. sections: what is measured of it.
     """
 
+    sections = tuple(SECTIONS)
     graph: Graph
     layers: Layers
     calibration: list[list[Tensor]]
@@ -105,7 +107,9 @@ class Stories(Text):
 
 class Novel(Text):
     """The recurrent network on a novel in 32 runs of 6,250 characters, of which every other calibrates; the state is
-    carried along a run, and every `apart`th call of it calibrates."""
+    carried along a run, and every `apart`th call of it calibrates. Its layers share their path: no ranks by layer."""
+
+    sections = ("integers", "longer", "vectors", "sparse", "low_rank")
 
     def __init__(self, name: str, limit: int | None = None, runs: int = 32, steps: int = 32, apart: int = 8) -> None:
         text = data.novel()
@@ -171,7 +175,9 @@ def measure(name: str, sections: Sequence[str], options: argparse.Namespace, kno
     rows: dict[str, Row] = known.setdefault("rows", {})
     known["judged"] = {"texts": len(language.tokens), "tokens": int(language.tokens.sum())}
     known["calibrating tokens"] = sum(batch[0].numel() for batch in language.calibration)
-    methods = {"float": None} | {m.name: m for section in sections for m in SECTIONS[section]}
+    methods = {"float": None} | {
+        m.name: m for section in sections if section in language.sections for m in SECTIONS[section]
+    }
     for title, method in methods.items():
         if title not in rows:
             start = time.perf_counter()

@@ -113,29 +113,44 @@ def integers(bits: int, options: str = "") -> Callable[[Shape], str]:
     return lambda shape: f"linear(bits={bits},group={group(shape[1])}{',' if options else ''}{options})"
 
 
+def _longer(bits: int) -> list[Method]:
+    title, best = f"{bits} bits, ", integers(bits, "rounding=gptq,range=mse,order=activation")
+    return [
+        Method(title + "GPTQ, clipped, act-order, by block", best, blocks=True),
+        Method(title + "AdaRound", integers(bits, "rounding=adaround,range=mse")),
+    ]
+
+
 def _integers(bits: int) -> list[Method]:
     clipped, best = integers(bits, "range=mse"), integers(bits, "rounding=gptq,range=mse,order=activation")
     title = f"{bits} bits, "
     return [
         Method(title + "nearest", integers(bits), False),
         Method(title + "nearest, clipped", clipped),
-        Method(title + "HQQ", integers(bits, "rounding=hqq"), False),
         Method(title + "AWQ", clipped, scaled=clipped),
         Method(title + "GPTQ", integers(bits, "rounding=gptq")),
         Method(title + "GPTQ, clipped, act-order", best),
-        Method(title + "GPTQ, clipped, act-order, by block", best, blocks=True),
         Method(title + "AWQ + GPTQ", best, scaled=clipped),
-        Method(title + "AdaRound", integers(bits, "rounding=adaround,range=mse")),
         Method(title + "nearest, zero points", integers(bits, "symmetric=false"), False),
         Method(title + "HQQ, zero points", integers(bits, "rounding=hqq,symmetric=false"), False),
     ]
 
 
-# At 2 bits and a little more: what is scaled in groups has a scale of 16 bits for 32 weights.
+# One codebook for all layers: 2 bits a weight where 256 codewords stand for four, and 32 for the scale of a row.
 _VECTORS = {
-    "vectors of 4": "vector(d=4,shared=true,scale=false)",
-    "vectors of 2": "vector(d=2,codewords=16,shared=true,scale=false)",
+    "256 vectors": "vector(d=4,shared=true,scale=false{})",
+    "128 vectors, row scales": "vector(d=4,codewords=128,shared=true{})",
+    "256 vectors, row scales": "vector(d=4,shared=true{})",
 }
+
+
+def _vectors(name: str, text: str) -> list[Method]:
+    title, updated = f"2 bits, {name}", text.format(",update=true")
+    return [
+        Method(title, lambda shape: text.format(""), False),
+        Method(title + ", weighted", lambda shape: text.format("")),
+        Method(title + ", GPTVQ", lambda shape: updated),
+    ]
 
 
 def _sparse(kept: Callable[[int, int], float], text: str) -> Callable[[Shape], str]:
@@ -151,7 +166,7 @@ def _sparse(kept: Callable[[int, int], float], text: str) -> Callable[[Shape], s
 
 
 def _thin(rank: int) -> Callable[[int, int], float]:
-    return lambda rows, columns: 4 * rank * (rows + columns)
+    return lambda rows, columns: rank * (rows + columns) + 2 * (rows + rank) if rank else 0
 
 
 _SPARSE = [
@@ -161,15 +176,15 @@ _SPARSE = [
     *(
         Method(
             f"half, sparse + rank {rank}",
-            _sparse(_thin(rank), f"low_rank(rank={rank}) + unstructured(density={{density}}); rounds=20"),
+            _sparse(_thin(rank), f"low_rank(rank={rank},factors=int8) + unstructured(density={{density}}); rounds=20"),
         )
         for rank in (1, 2)
     ),
     Method(
         "half, SLaB",
         _sparse(
-            lambda rows, columns: 4 + rows * -(-columns // 8) + 4 * (rows + columns),
-            "low_rank(rank=1) * binary + unstructured(density={density}); rounds=20",
+            lambda rows, columns: 4 + rows * -(-columns // 8) + _thin(1)(rows, columns),
+            "low_rank(rank=1,factors=int8) * binary + unstructured(density={density}); rounds=20",
         ),
     ),
 ]
@@ -182,7 +197,7 @@ def _low_rank(share: float) -> list[Method]:
     return [Method(f"rank for {share:.0%}, {name}", format, name == "whitened") for name in ("plain", "whitened")]
 
 
-def _compensated(bits: int, rank: int = 2) -> list[Method | Allocated]:
+def _compensated(bits: int, rank: int = 4) -> list[Method | Allocated]:
     base, title = integers(bits), f"{bits} bits, compensation "
 
     def format(shape: Shape) -> str:
@@ -199,11 +214,8 @@ def _compensated(bits: int, rank: int = 2) -> list[Method | Allocated]:
 
 SECTIONS: dict[str, list[Method | Allocated]] = {
     "integers": [method for bits in (4, 3, 2) for method in _integers(bits)],
-    "vectors": [
-        Method(f"2 bits, {name}{', weighted' if data else ''}", lambda _, text=text: text, data)  # type: ignore[misc]
-        for name, text in _VECTORS.items()
-        for data in (False, True)
-    ],
+    "longer": [method for bits in (4, 3, 2) for method in _longer(bits)],
+    "vectors": [method for name, text in _VECTORS.items() for method in _vectors(name, text)],
     "sparse": list(_SPARSE),
     "low_rank": [method for share in (0.75, 0.5) for method in _low_rank(share)],
     "compensation": [method for bits in (3, 2) for method in _compensated(bits)],
@@ -216,7 +228,6 @@ CHECKS = [
         for bits in (4, 3, 2)
         for better, worse in (
             ("GPTQ", "nearest"),
-            ("HQQ", "nearest"),
             ("HQQ, zero points", "nearest, zero points"),
             ("AWQ", "nearest"),
             ("AWQ", "nearest, clipped"),
@@ -225,12 +236,14 @@ CHECKS = [
         )
     ),
     *(
-        (f"2 bits, {name}{weighted}", f"2 bits, {other}", True)
-        for name in _VECTORS
-        for weighted in ("", ", weighted")
+        (f"2 bits, {name}{how}", f"2 bits, {other}", True)
+        for name in list(_VECTORS)[:2]
+        for how in ("", ", weighted", ", GPTVQ")
         for other in ("nearest", "nearest, clipped")
     ),
     *((f"2 bits, {name}, weighted", f"2 bits, {name}", True) for name in _VECTORS),
+    *((f"2 bits, {name}, GPTVQ", f"2 bits, {name}, weighted", True) for name in _VECTORS),
+    *((f"2 bits, {name}, GPTVQ", "2 bits, GPTQ, clipped, act-order", True) for name in _VECTORS),
     *(("half, SLaB", method.name, True) for method in _SPARSE[:-1]),
     *((f"rank for {share}, whitened", f"rank for {share}, plain", True) for share in ("75%", "50%")),
     *(

@@ -25,7 +25,7 @@ RANKS = (0, 1, 2, 4, 8, 16, 32)
 
 def compensation(base: str, rank: int) -> str:
     """The format of weights in `base` whose error is made good by so many directions."""
-    return f"{base} + low_rank(rank={rank})" if rank else base
+    return f"{base} + low_rank(rank={rank},factors=int8)" if rank else base
 
 
 def allocated(

@@ -129,7 +129,7 @@ class Linear(Format):
         if self.rounding == "adaround":
             return adaptive_codes(weight, moments, each, self.iterations)
 
-        def rounded(w: Tensor, columns: Tensor, spread: Tensor) -> Final:
+        def rounded(w: Tensor, columns: Tensor, factor: Tensor) -> Final:
             here = Grid(each.scale[:, columns], each.zero[:, columns], each.top)
 
             def final(i: int, column: Tensor) -> Tensor:

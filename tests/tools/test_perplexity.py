@@ -95,7 +95,7 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
     class Two:
         layers, graph, calibration = None, "graph", [[torch.zeros(2, 3)]]
-        tokens = torch.tensor([3, 4])
+        tokens, sections = torch.tensor([3, 4]), ("one", "two")
 
         def __init__(self, name: str, limit: int | None) -> None:
             pass
