@@ -127,7 +127,8 @@ def _integers(bits: int) -> list[Method]:
     return [
         Method(title + "nearest", integers(bits), False),
         Method(title + "nearest, clipped", clipped),
-        Method(title + "AWQ", clipped, scaled=clipped),
+        Method(title + "AWQ", integers(bits), False, scaled=integers(bits)),
+        Method(title + "AWQ, clipped", clipped, scaled=clipped),
         Method(title + "GPTQ", integers(bits, "rounding=gptq")),
         Method(title + "GPTQ, clipped, act-order", best),
         Method(title + "AWQ + GPTQ", best, scaled=clipped),
@@ -230,9 +231,9 @@ CHECKS = [
             ("GPTQ", "nearest"),
             ("HQQ, zero points", "nearest, zero points"),
             ("AWQ", "nearest"),
-            ("AWQ", "nearest, clipped"),
+            ("AWQ, clipped", "nearest, clipped"),
             ("AWQ + GPTQ", "GPTQ, clipped, act-order"),
-            ("AWQ + GPTQ", "AWQ"),
+            ("AWQ + GPTQ", "AWQ, clipped"),
         )
     ),
     *(

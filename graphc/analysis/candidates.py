@@ -87,11 +87,10 @@ class Candidates(Mapping[Key, Candidate]):
         return next(item for item in self.groups if item.name == name)
 
 
-def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext, data: bool = False) -> Candidates:
+def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candidates:
     """Compress all items in all formats that the target takes: one job for each format.
 
-    data: encode by the moments of the layers' inputs, as `compress{data=true}` does. Raises FormatError for a text that
-    names no format, or where none is left.
+    Raises FormatError for a text that names no format, or where none is left.
     """
     legal = [text for text in dict.fromkeys(formats) if ctx.target.takes(text)]
     if not legal:
@@ -101,7 +100,7 @@ def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext, data: boo
     for item in wanted:
         weights = {name: graph.weights[name] for name in item.weights}
         found[item.name, FLOAT] = Candidate(sum(weight.nbytes for weight in weights.values()), weights)
-    jobs = [(graph, text, wanted, ctx.target, ctx.calibration, ctx.seed, data) for text in legal]
+    jobs = [(graph, text, wanted, ctx.target, ctx.calibration, ctx.seed) for text in legal]
     for made in spread(ctx, "compressing candidates", _compressed, jobs):
         found.update(made)
     return Candidates(found, wanted, legal)
@@ -119,12 +118,11 @@ def _compressed(
     target: Target,
     calibration: Sequence[Sequence[Tensor]],
     seed: int,
-    data: bool,
 ) -> dict[Key, Candidate]:
     names = patterns([layer for item in wanted for layer in item.layers])
     ctx = PassContext(target, calibration, seed=seed)
     with torch.no_grad():
-        compressed = Compress(text, names, unfit="keep", data=data).run(graph, ctx)
+        compressed = Compress(text, names, unfit="keep").run(graph, ctx)
     sources = {node.name: node for node in compressed}
     expressions = {}
     for node in graph.calls:

@@ -120,7 +120,8 @@ class Vector(Format):
             raise FormatError(f"{self}: {count} pieces in a row for {self.codebooks} codebooks; legal: {legal}")
 
         def run(of: Tensor, i: int) -> Tensor:
-            return torch.unflatten(of, 0, (rows, self.codebooks, -1))[:, i].flatten(0, 1)
+            own: Tensor = of.unflatten(0, (rows, self.codebooks, -1))[:, i]
+            return own.flatten(0, 1)
 
         cosine = self.assignment == "cosine"
         numbers = range(self.codebooks)
