@@ -10,7 +10,6 @@ cost). The low rank is that of the whitened error (Zhang et al., "QERA", ICLR 20
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from graphc.analysis import SENSITIVITIES
 from graphc.analysis.candidates import FLOAT, candidates
@@ -47,11 +46,10 @@ def allocated(
     """
     if sensitivity not in SENSITIVITIES:
         raise FormatError(f"unknown sensitivity '{sensitivity}'; known: {', '.join(SENSITIVITIES)}")
-    found = candidates(graph, [compensation(base, rank) for base in bases for rank in ranks], ctx, data=True)
+    found = candidates(graph, [compensation(base, rank) for base in bases for rank in ranks], ctx)
     made = choices(found, SENSITIVITIES[sensitivity](graph, found, ctx))
     compressed = [
         Choice(one.item, tuple(option for option in one.options if option.format != FLOAT) or one.options)
         for one in made
     ]
-    chosen = integer_program(compressed, size=size)
-    return Pipeline(replace(each, data=True) for each in chosen.passes)
+    return Pipeline(integer_program(compressed, size=size).passes)
