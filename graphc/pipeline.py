@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -36,7 +36,8 @@ class PassContext:
     """What passes may ask for; given to every one of them.
 
     calibration: batches of flat inputs (lists of tensors), never empty lists. seed: for everything random.
-    executor: where long work is spread, None for this thread. progress: called with (what, done, total).
+    executor: where long work is spread, None for this thread. progress: called with (what, done, total). original: the
+    graph before the first pass that is lossy, for those that bring back what was lost; `Pipeline.run` sets it.
     """
 
     target: Target = field(default_factory=lambda: Target.parse("host"))
@@ -46,6 +47,7 @@ class PassContext:
     seed: int = 0
     executor: Executor | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    original: Graph | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Pipeline:
         watchers = tuple(watch)
         for index, item in enumerate(self.passes, 1):
             before, start = graph, time.perf_counter()
+            if item.fidelity == "lossy" and ctx.original is None:
+                ctx = replace(ctx, original=before)
             try:
                 with _seeded(ctx.seed):
                     graph = item.run(before, ctx)

@@ -25,6 +25,7 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -58,11 +59,18 @@ class Compress(Pass):
     data: bool = False
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
+        return self.encoded(graph, self.moments(graph, ctx) if self.data else {}, ctx)
+
+    def moments(self, graph: Graph, ctx: PassContext) -> dict[str, Tensor]:
+        """The second moments of what each weight meets (graphc.moments), by the weight's name."""
+        return _moments(graph, [node for node in graph.calls if self._takes(graph, node)], ctx)
+
+    def encoded(self, graph: Graph, moments: Mapping[str, Tensor], ctx: PassContext) -> Graph:
+        """What `run` gives with these moments."""
         result = graph.clone()
         layers = [node for node in result.calls if self._takes(result, node)]
         matrices = (result.weights[str(node.args[1].target)].detach().flatten(1) for node in layers)  # type: ignore[union-attr]
         chosen = formats.parse(self.format).fitted(matrices)
-        moments = _moments(result, layers, ctx) if self.data else {}
         expressions: dict[str, fx.Node] = {}  # of weights that several layers share
         for number, layer in enumerate(layers):
             ctx.progress("compressing", number, len(layers))

@@ -2,8 +2,8 @@
 
     x W^T = (x / s) (W * s)^T     s_j = max|x_j|^alpha / max|W_j|^(1 - alpha) for each input channel j
 
-(Xiao et al., "SmoothQuant", ICML 2023, equation 4; over all layers that read x). The division goes into the layer
-normalization that x comes from where nothing else reads x, else it is a product.
+(Xiao et al., "SmoothQuant", ICML 2023, equation 4; over all layers that read x). The division goes into stored
+parameters that x is made of where it can (graphc.channel_scales), else it is a product.
 
 before:
 graph example((%x,), {}) {
@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, fx
 
 from graphc.calibration import fitting_threads
+from graphc.channel_scales import Fold, fold, linear_readers, multiply
 from graphc.errors import CalibrationError, PassError
-from graphc.graph import Graph, arguments
+from graphc.graph import Graph
 from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
@@ -50,10 +51,7 @@ class SmoothActivations(Pass):
         if not 0 <= self.alpha <= 1:
             raise PassError(f"smooth_activations: alpha={self.alpha} must be between 0 and 1")
         result = graph.clone()
-        readers: dict[fx.Node, list[fx.Node]] = {}
-        for node in result.calls:
-            if _takes(result, node):
-                readers.setdefault(node.args[0], []).append(node)  # type: ignore[arg-type]
+        readers = linear_readers(result)
         if not readers:
             return graph
         if not ctx.calibration:
@@ -61,7 +59,9 @@ class SmoothActivations(Pass):
                 "smooth_activations needs calibration data: graphc.compile(..., calibration=batches)"
             )
         largest = _largest(result, set(readers), ctx)
-        changed = [value for value, layers in readers.items() if self._smooth(result, value, layers, largest[value])]
+        # The last first: dividing the rows of a weight must come before its columns are judged.
+        pairs = reversed(readers.items())
+        changed = [value for value, layers in pairs if self._smooth(result, value, layers, largest[value])]
         if not changed:
             return graph
         result.drop_unused()
@@ -73,27 +73,22 @@ class SmoothActivations(Pass):
         alive = (range_x > 0) & (range_w > 0)
         one = torch.ones_like(range_x)
         scale = range_x.where(alive, one) ** self.alpha / range_w.where(alive, one) ** (1 - self.alpha)
-        scale = torch.where(alive, scale, 1.0).to(torch.float32)
+        scale = torch.where(alive, scale, 1.0)
+        into = fold(graph, value, layers)
+        if isinstance(into, Fold):
+            scale = into.tied(scale)
+        scale = scale.to(torch.float32)
         if bool(((scale - 1).abs() <= _SETTLED).all()):
             return False
-        source = _into_normalization(graph, value, layers, scale)
-        if source is None:
+        if isinstance(into, Fold):
+            into.divide(graph, scale, "smoothed")
+        else:
             with graph.at(layers[0]):
-                source = graph.call(aten.mul.Tensor, value, graph.add_weight(f"{value.name}.smoothing", 1 / scale))
-        for layer in layers:
-            args = arguments(layer)
-            name = str(args[1].target)
-            with graph.at(layer):
-                args[1] = graph.add_weight(f"{name}.smoothed", graph.weights[name].detach() * scale)
-            layer.args = (source, *args[1:])
+                product = graph.call(aten.mul.Tensor, value, graph.add_weight(f"{value.name}.smoothing", 1 / scale))
+            for layer in layers:
+                layer.replace_input_with(value, product)
+        multiply(graph, layers, scale, "smoothed")
         return True
-
-
-def _takes(graph: Graph, node: fx.Node) -> bool:
-    if node.target is not aten.linear.default:
-        return False
-    weight = graph.weight(node.args[1])
-    return weight is not None and weight.dtype == torch.float32 and graph.weight(node.args[0]) is None
 
 
 def _largest(graph: Graph, values: set[fx.Node], ctx: PassContext) -> dict[fx.Node, Tensor]:
@@ -114,20 +109,3 @@ def _largest(graph: Graph, values: set[fx.Node], ctx: PassContext) -> dict[fx.No
             graph.run_flat(batch, see)
             ctx.progress("smoothing", number + 1, len(ctx.calibration))
     return found
-
-
-def _into_normalization(graph: Graph, value: fx.Node, layers: list[fx.Node], scale: Tensor) -> fx.Node | None:
-    """The layer normalization with its weight and bias divided, where it can take the division in."""
-    if value.target is not aten.layer_norm.default or set(value.users) - set(layers):
-        return None
-    args = arguments(value)
-    parameters = [graph.weight(argument) for argument in args[2:4]]
-    stored = all(p is not None or argument is None for p, argument in zip(parameters, args[2:4], strict=True))
-    if parameters[0] is None or not stored or len(args[1]) != 1:
-        return None
-    for place, parameter in enumerate(parameters, 2):
-        if parameter is not None:
-            with graph.at(value):
-                args[place] = graph.add_weight(f"{args[place].target}.smoothed", parameter.detach() / scale)
-    value.args = tuple(args)
-    return value

@@ -27,22 +27,14 @@ FLOAT = "f32"  # the layer stays as it is
 # What competes for a layer where the user names nothing; a layer that a format cannot take lacks that candidate.
 FORMATS: tuple[str, ...] = (
     "linear",
-    "linear(bits=4,group=16)",
-    "linear(bits=4,group=32)",
-    "linear(bits=4)",
-    "linear(bits=3,group=16)",
-    "linear(bits=3,group=32)",
-    "linear(bits=3)",
-    "linear(bits=2,group=16)",
-    "linear(bits=2)",
-    "vector(d=1,codewords=16)",
-    "vector(d=1,codewords=8)",
-    "vector(d=2,codewords=64)",
-    "vector(d=2,codewords=16)",
-    "vector(d=4,codewords=256)",
-    "vector(d=4,codewords=64)",
-    "vector(d=4,codewords=16)",
-    "vector(d=8,codewords=256)",
+    *(f"linear(bits={bits}{group},range=mse,rounding=gptq)" for bits in (4, 3, 2) for group in (",group=16", "")),
+    "linear(bits=4,group=32,range=mse,rounding=gptq)",
+    *(f"vector(d=1,codewords={codewords})" for codewords in (16, 8, 4)),
+    *(f"vector(d=2,codewords={codewords})" for codewords in (256, 64, 32, 16, 8)),
+    *(f"vector(d=3,codewords={codewords})" for codewords in (128, 64)),
+    *(f"vector(d=4,codewords={codewords})" for codewords in (256, 128, 64, 32, 16)),
+    *(f"vector(d=8,codewords={codewords})" for codewords in (256, 64)),
+    *(f"vector(d=9,codewords={codewords})" for codewords in (256, 64)),
     "sparse",
     "sparse(values=int8)",
     "block_sparse(height=8,width=1,density=0.5)",
@@ -61,13 +53,16 @@ class Candidate:
 
 class Candidates(Mapping[Key, Candidate]):
     """Candidates by item and format; every item has the candidate FLOAT. `groups`: all items; `formats`: those that
-    were asked for and the target takes.
+    were asked for and the target takes; `data`: whether they were encoded by the moments of the layers' inputs.
     """
 
-    def __init__(self, found: Mapping[Key, Candidate], groups: Sequence[Item], formats: Sequence[str]) -> None:
+    def __init__(
+        self, found: Mapping[Key, Candidate], groups: Sequence[Item], formats: Sequence[str], data: bool = False
+    ) -> None:
         self._found = dict(found)
         self.groups = tuple(groups)
         self.formats = tuple(formats)
+        self.data = data
 
     def __getitem__(self, key: Key) -> Candidate:
         return self._found[key]
@@ -90,6 +85,8 @@ class Candidates(Mapping[Key, Candidate]):
 def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candidates:
     """Compress all items in all formats that the target takes: one job for each format.
 
+    With calibration data what is encoded is what the layers' outputs lose least by (`compress{data=true}`).
+
     Raises FormatError for a text that names no format, or where none is left.
     """
     legal = [text for text in dict.fromkeys(formats) if ctx.target.takes(text)]
@@ -100,10 +97,12 @@ def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candid
     for item in wanted:
         weights = {name: graph.weights[name] for name in item.weights}
         found[item.name, FLOAT] = Candidate(sum(weight.nbytes for weight in weights.values()), weights)
-    jobs = [(graph, text, wanted, ctx.target, ctx.calibration, ctx.seed) for text in legal]
+    layers = patterns([layer for item in wanted for layer in item.layers])
+    moments = Compress(layers=layers).moments(graph, ctx) if ctx.calibration and wanted else {}
+    jobs = [(graph, text, wanted, moments, ctx.target, ctx.seed) for text in legal]
     for made in spread(ctx, "compressing candidates", _compressed, jobs):
         found.update(made)
-    return Candidates(found, wanted, legal)
+    return Candidates(found, wanted, legal, bool(moments))
 
 
 def patterns(layers: Sequence[str]) -> tuple[str, ...]:
@@ -115,14 +114,13 @@ def _compressed(
     graph: Graph,
     text: str,
     wanted: Sequence[Item],
+    moments: Mapping[str, Tensor],
     target: Target,
-    calibration: Sequence[Sequence[Tensor]],
     seed: int,
 ) -> dict[Key, Candidate]:
     names = patterns([layer for item in wanted for layer in item.layers])
-    ctx = PassContext(target, calibration, seed=seed)
     with torch.no_grad():
-        compressed = Compress(text, names, unfit="keep").run(graph, ctx)
+        compressed = Compress(text, names, unfit="keep").encoded(graph, moments, PassContext(target, seed=seed))
     sources = {node.name: node for node in compressed}
     expressions = {}
     for node in graph.calls:

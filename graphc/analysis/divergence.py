@@ -38,7 +38,8 @@ def noise(expected: Sequence[Tensor], given: Sequence[Tensor]) -> float:
     for before, after in _floating(expected, given):
         signal = float(before.double().square().sum())
         error = float((after.double() - before.double()).square().sum())
-        ratios.append(error / signal if signal else math.inf if error else 0.0)
+        ratio = error / signal if signal else math.inf if error else 0.0
+        ratios.append(ratio if math.isfinite(ratio) else math.inf)  # NaN would compare as good
     return max(ratios)
 
 

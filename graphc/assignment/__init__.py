@@ -16,12 +16,14 @@ from graphc.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Option:
-    """A format that an item can have: bytes of its stored parts, predicted loss, nanoseconds of a run (0: unknown)."""
+    """A format that an item can have: bytes of its stored parts, predicted loss, nanoseconds of a run (0: unknown);
+    data: whether it is encoded by the moments of the layers' inputs."""
 
     format: str
     bytes: int
     loss: float
     nanoseconds: float = 0.0
+    data: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Assignment:
     @property
     def passes(self) -> tuple[Compress, ...]:
         """One pass for each format, with the layers that it takes; those that stay in f32 are in none."""
-        layers: dict[str, list[str]] = {}
+        layers: dict[tuple[str, bool], list[str]] = {}
         for item, option in zip(self.items, self.options, strict=True):
             if option.format != FLOAT:
-                layers.setdefault(option.format, []).extend(item.layers)
-        return tuple(Compress(text, patterns(taken)) for text, taken in sorted(layers.items()))
+                layers.setdefault((option.format, option.data), []).extend(item.layers)
+        return tuple(Compress(text, patterns(taken), data=data) for (text, data), taken in sorted(layers.items()))
 
     def __str__(self) -> str:
         """The spec of the passes: `compress{format="linear(bits=4)",layers=[a,b]},...`."""
@@ -84,7 +86,7 @@ def choices(
     for item in found.groups:
         keys = [key for key in found if key[0] == item.name and (nanoseconds is None or key in nanoseconds)]
         options = (
-            Option(key[1], found[key].bytes, losses[key], 0.0 if nanoseconds is None else nanoseconds[key])
+            Option(key[1], found[key].bytes, losses[key], 0.0 if nanoseconds is None else nanoseconds[key], found.data)
             for key in keys
         )
         result.append(Choice(item, tuple(sorted(options, key=lambda option: (option.bytes, option.format)))))

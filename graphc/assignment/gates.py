@@ -1,14 +1,16 @@
 """The gradient way to an assignment: binarized gates over the paths of each item, with a size-aware loss.
 
 Each item has a parameter a[f] for every format; p = softmax(a). A step draws one path of each item, and the weights are
-those of the paths drawn, so that one model runs. The gates' gradients pass straight through the draw:
+those of the paths drawn, so that one model runs. The gates' gradients pass straight through the draw s:
 
-    dL/dg[f] = <dL/dw, w[f]>,   dL/da[j] = sum_f dL/dg[f] p[f] ([f = j] - p[j])
+    dL/dg[f] = <dL/dw, d> + 1/2 <v, d>^2,   d = w[f] - w[s],   dL/da[j] = sum_f dL/dg[f] p[f] ([f = j] - p[j])
 
 (Cai, Zhu & Han, "ProxylessNAS", ICLR 2019, section 3.2 and equation 4; every path's term is used, for stored weights
-cost no further run). The loss is the logarithm of the divergence from the float outputs, plus a multiple of the
-expected size over the budget less one, as far as it is above nought; the multiple grows while the size is too large, as
-a multiplier of Lagrange does. At the end the likeliest assignment that keeps the budget is taken.
+cost no further run). Formats differ by more than a straight line can tell, least of all near the float weights, where
+the slope is nought: v is a gradient whose covariance is the curvature (analysis.divergence.random_gradients). The loss
+is the divergence from the float outputs, in units of its running mean, plus a multiple of the expected size over the
+budget less one, as far as it is above nought; the multiple grows while the size is too large, as a multiplier of
+Lagrange does. At the end the likeliest assignment that keeps the budget is taken.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from graphc.analysis.candidates import Candidates
-from graphc.analysis.divergence import divergence
+from graphc.analysis.divergence import divergence, random_gradients
 from graphc.analysis.gradients import differentiable
 from graphc.assignment import Assignment, Choice
 from graphc.assignment.integer_program import integer_program
@@ -51,8 +53,8 @@ def gates(
     generator = torch.Generator().manual_seed(ctx.seed)
     bytes = [torch.tensor([float(option.bytes) for option in choice.options]) / max(size, 1) for choice in choices]
     parameters = [torch.zeros(len(choice.options), requires_grad=True) for choice in choices]
-    optimizer = torch.optim.Adam(parameters, rate, betas=(0.9, 0.9))
-    multiplier = 1.0
+    optimizer = torch.optim.Adam(parameters, rate)
+    multiplier, usual = 1.0, 0.0
     with torch.no_grad(), fitting_threads(graph):
         expected = [graph.run_flat(batch) for batch in ctx.calibration]
     for step in range(steps):
@@ -60,11 +62,12 @@ def gates(
         probabilities = [a.softmax(0) for a in parameters]
         drawn = [int(torch.multinomial(p.detach(), 1, generator=generator)) for p in probabilities]
         with fitting_threads(graph):
-            slopes = _slopes(graph, found, choices, drawn, ctx.calibration[place], expected[place])
+            lost, slopes = _slopes(graph, found, choices, drawn, ctx.calibration[place], expected[place], generator)
+        usual = lost if not step else 0.95 * usual + 0.05 * lost
         share = sum((p @ b for p, b in zip(probabilities, bytes, strict=True)), torch.zeros(()))
         excess = (share - 1).clamp(min=0)
         loss = multiplier * excess + sum(
-            (p @ slope for p, slope in zip(probabilities, slopes, strict=True)), torch.zeros(())
+            (p @ slope / max(usual, 1e-12) for p, slope in zip(probabilities, slopes, strict=True)), torch.zeros(())
         )
         optimizer.zero_grad()
         loss.backward()
@@ -95,26 +98,28 @@ def _slopes(
     drawn: Sequence[int],
     batch: Sequence[Tensor],
     expected: Sequence[Tensor],
-) -> list[Tensor]:
-    """dL/dg of every gate: the gradient at the drawn weights times what each path's weight adds to them.
-
-    Nought where the drawn weights lose nothing: the logarithm has no gradient there.
-    """
+    generator: torch.Generator,
+) -> tuple[float, list[Tensor]]:
+    """The divergence with the paths drawn, and what each other path would add to it: dL/dg of every gate."""
     sampled = graph.clone()
     for choice, place in zip(choices, drawn, strict=True):
         sampled.weights.update(found[choice.item.name, choice.options[place].format].weights)
     names = [name for choice in choices for name in choice.item.weights]
     given, leaves = differentiable(sampled, names, batch)
     loss = divergence(expected, given)
-    scale = 1 / float(loss.detach()) if float(loss.detach()) > 1e-12 else 0.0  # the derivative of log
-    gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True))
+    outputs = [output for output in given if output.requires_grad]
+    vectors = random_gradients([output.detach() for output in outputs], generator)
+    tracked = list(leaves.values())
+    first = torch.autograd.grad(loss, tracked, retain_graph=True, allow_unused=True, materialize_grads=True)
+    second = torch.autograd.grad(outputs, tracked, vectors, allow_unused=True, materialize_grads=True)
+    gradients = dict(zip(names, zip(first, second, strict=True), strict=True))
     slopes = []
     for choice in choices:
-        slope = torch.zeros(len(choice.options))
+        slope, curve = torch.zeros(len(choice.options)), torch.zeros(len(choice.options))
         for place, option in enumerate(choice.options):
             for name, weight in found[choice.item.name, option.format].weights.items():
-                gradient = gradients[name]
-                if gradient is not None:
-                    slope[place] += scale * (gradient * (weight - sampled.weights[name])).sum()
-        slopes.append(slope)
-    return slopes
+                change = weight - sampled.weights[name]
+                slope[place] += (gradients[name][0] * change).sum()
+                curve[place] += (gradients[name][1] * change).sum()
+        slopes.append(slope + curve.square() / 2)
+    return float(loss.detach()), slopes

@@ -18,8 +18,9 @@ from torch import Tensor
 BLOCK = 128
 DAMPING = 0.01
 
-# settle(w [rows, n], columns [n], spread [n]) -> final(i, w[:, i] as it is then): what column i becomes. `spread` is
-# the diagonal of R: an error e in column i costs (e / spread[i])^2 once the later columns have made up for it.
+# settle(w [rows, n], columns [n], factor [n, n]) -> final(i, w[:, i] as it is then): what column i becomes. `factor` is
+# R's part for these columns: an error e in column i costs (e / R[i, i])^2 once the later columns have made up for it,
+# and errors e [n] in all of them |e R^-1|^2 once those after them have.
 Final = Callable[[int, Tensor], Tensor]
 Settle = Callable[[Tensor, Tensor, Tensor], Final]
 
@@ -52,7 +53,6 @@ def compensated(
     upper = upper_factor(damped(moments, damping)[places][:, places])
     identity = torch.eye(columns, dtype=torch.float64)
     factor = torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
-    spread = factor.diagonal()
     w = weight.to(torch.float32)[:, places].clone()
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
@@ -61,9 +61,9 @@ def compensated(
         for i in range(stop - start):
             if final is None or i % step == 0:
                 first, here = i, slice(start + i, min(start + i + step, stop))
-                final = settle(w[:, here], places[here], spread[here])
+                final = settle(w[:, here], places[here], factor[here, here])
             settled = final(i - first, block[:, i])
-            errors[:, i] = (block[:, i] - settled) / spread[start + i]
+            errors[:, i] = (block[:, i] - settled) / factor[start + i, start + i]
             block[:, i + 1 :] -= torch.outer(errors[:, i], factor[start + i, start + i + 1 : stop])
             block[:, i] = settled
         w[:, stop:] -= errors @ factor[start:stop, stop:]

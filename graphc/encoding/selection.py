@@ -39,8 +39,8 @@ def pruned(
     """
     masks = torch.zeros_like(weight, dtype=torch.bool)
 
-    def settle(w: Tensor, columns: Tensor, spread: Tensor) -> Final:
-        mask = keep(w.abs() / spread)
+    def settle(w: Tensor, columns: Tensor, factor: Tensor) -> Final:
+        mask = keep(w.abs() / factor.diagonal())
         masks[:, columns] = mask
         return lambda i, column: torch.where(mask[:, i], column, 0.0)
 

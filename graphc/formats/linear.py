@@ -91,7 +91,11 @@ class Linear(Format):
             )
         grouped = weight.to(torch.float32).unflatten(1, (-1, group))
         grid = self._grid(grouped, moments)
-        codes = self._codes(grouped, grid, moments).to(torch.uint8)
+        return self.parts(self._codes(grouped, grid, moments), grid)
+
+    def parts(self, codes: Tensor, grid: Grid) -> dict[str, Tensor]:
+        """What is stored of codes [rows, columns] on a grid whose scales and zeros are of groups [rows, groups, 1]."""
+        codes = codes.to(torch.uint8)
         parts = {"scale": grid.scale.to(_SCALES[self.scale]).squeeze(-1)}
         if self.bits < 8:
             parts |= {"codes": pack(codes, self.bits)}
@@ -129,7 +133,7 @@ class Linear(Format):
         if self.rounding == "adaround":
             return adaptive_codes(weight, moments, each, self.iterations)
 
-        def rounded(w: Tensor, columns: Tensor, spread: Tensor) -> Final:
+        def rounded(w: Tensor, columns: Tensor, factor: Tensor) -> Final:
             here = Grid(each.scale[:, columns], each.zero[:, columns], each.top)
 
             def final(i: int, column: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ A codebook is found by k-means on a sample of the pieces (encoding.kmeans); then
 average, round to f16, assign. Rows are scaled to a root mean square of 1 before, so that one codebook serves them all,
 and those of other layers. With the moments of the layer's inputs each squared error counts by the mean square of the
 input that it meets (and its row's scale), and the last scale is the one for which the row's output loses least.
+
+With `update` each column of pieces has its codewords in turn, and the columns that are still free make up for what that
+changes (van Baalen et al., "GPTVQ", 2024, section 3; encoding.compensation): a piece takes the codeword that costs
+least after that, with all correlations of the inputs within the piece and behind it.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx
 
+from graphc.encoding.compensation import BLOCK, Final, compensated
 from graphc.encoding.kmeans import Pieces, kmeans, sample
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
+from graphc.formats.sparse import needed
 from graphc.graph import Graph, arguments
 from graphc.operators.weights import pack
 
@@ -42,7 +48,8 @@ class Vector(Format):
     piece j of J has codebook j * codebooks // J. shared: one codebook for all layers of a pass, so that layers which
     read one input share its tables of partial products. assignment: a piece has the codeword that
     is nearest (euclidean) or that has the smallest angle to it (cosine; the row's scale is then the projection).
-    iterations, seed: of k-means. Where d does not divide the columns, the last piece of a row is filled with noughts.
+    update: later pieces make up for earlier ones; needs moments. iterations, seed: of k-means. Where d does not divide
+    the columns, the last piece of a row is filled with noughts.
     """
 
     d: int = 4
@@ -51,6 +58,7 @@ class Vector(Format):
     scale: bool = True
     shared: bool = False
     assignment: str = "euclidean"
+    update: bool = False
     iterations: int = 20
     seed: int = 0
     codebook: Tensor | None = field(default=None, compare=False, repr=False)
@@ -64,6 +72,8 @@ class Vector(Format):
             value = getattr(self, what)
             if not isinstance(value, int) or value < least:
                 raise FormatError(f"vector: {what}={value} must be a number from {least}")
+        if self.update and (self.assignment != "euclidean" or BLOCK % self.d):
+            raise FormatError(f"{self}: update=true takes assignment=euclidean and, of d, the divisors of {BLOCK}")
         if self.shared and self.codebooks > 1:
             raise FormatError("vector: shared=true is one codebook for all layers; legal: codebooks=1")
 
@@ -92,6 +102,8 @@ class Vector(Format):
         found = [self._coded(pieces, generator) for pieces in self._runs(values, weights, len(weight))]
         codes = torch.cat([codes.reshape(len(weight), -1) for codes, _ in found], 1)
         codebook = torch.stack([codebook for _, codebook in found]) if self.codebooks > 1 else found[0][1]
+        if self.update:
+            codes = self._compensated(weight / scale, needed(self, moments), codebook)
         if self.scale:  # the factor that is best for the codewords that a row now has
             decoded = graphc_ops.lookup(codes, codebook)[:, : weight.shape[1]]
             felt = decoded if moments is None else decoded @ moments.to(torch.float32)
@@ -124,6 +136,26 @@ class Vector(Format):
         if not codebook.isfinite().all():
             raise FormatError(f"{self}: codewords do not fit f16; use scale=true")
         return pieces.assigned(codebook.to(torch.float32)).to(torch.uint8), codebook
+
+    def _compensated(self, rows: Tensor, moments: Tensor, codebook: Tensor) -> Tensor:
+        """The codes of the scaled rows, uint8 [rows, pieces], a column of pieces after the other."""
+        spaces = codebook.to(torch.float32).reshape(-1, *codebook.shape[-2:])
+        codes = torch.zeros(len(rows), -(-rows.shape[1] // self.d), dtype=torch.uint8)
+
+        def settle(w: Tensor, columns: Tensor, factor: Tensor) -> Final:
+            place, present = int(columns[0]) // self.d, len(columns)  # the last piece may be cut
+            words = spaces[place * len(spaces) // codes.shape[1]][:, :present]
+            # Where the cost |e R^-1|^2 is the plain distance.
+            pieces, centres = (
+                torch.linalg.solve_triangular(factor, each, upper=True, left=False) for each in (w, words)
+            )
+            nearest = Pieces(pieces).assigned(centres)
+            codes[:, place] = nearest.to(torch.uint8)
+            taken: Tensor = words[nearest]
+            return lambda i, column: taken[:, i]
+
+        compensated(rows, moments, settle, self.d)
+        return codes
 
     def _centres(self, pieces: Pieces, generator: torch.Generator) -> Tensor:
         return kmeans(sample(pieces, _SAMPLE, generator), self.codewords, self.iterations, generator)

@@ -107,7 +107,7 @@ def distill(
 
     Of a student with compressed weights, what is stored in f32 beside them is trained: biases and normalizations.
     """
-    module = student if isinstance(student, Trainable) else Trainable(student, _decoded(student))
+    module = student if isinstance(student, Trainable) else Trainable(student, decoded_weights(student))
     train(
         module,
         DistillationLoss(module, teacher, options or Distillation()),
@@ -119,7 +119,7 @@ def distill(
     return module.graph()
 
 
-def _decoded(graph: Graph) -> list[str]:
+def decoded_weights(graph: Graph) -> list[str]:
     """Patterns of the weights that operators of graphc read, which have no gradient.
 
     Raises TrainingError where such an operator takes a value that depends on the inputs.

@@ -32,8 +32,6 @@ _STRETCH, _SHIFT = 1.2, 0.1  # of the rectified sigmoid
 
 
 class _Round(torch.autograd.Function):
-    """Half to even; the gradient passes straight through."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.round(x)
@@ -41,6 +39,12 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0]
+
+
+def round_through(x: Tensor) -> Tensor:
+    """Half to even; the gradient passes straight through."""
+    result: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -83,7 +87,7 @@ class FakeActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         step = self.step(x.numel() // max(1, x.shape[0]), self.high - self.low)
         steps = (x / step).clamp(self.low - self.zero, self.high - self.zero)
-        result: Tensor = _Round.apply(steps) * step  # type: ignore[no-untyped-call]
+        result = round_through(steps) * step
         if self.training and self.drop:
             return torch.where(torch.rand_like(x) < self.drop, x, result)
         return result
@@ -104,8 +108,7 @@ class FakeWeight(nn.Module):
 
     def forward(self) -> Tensor:
         step = self._scale()
-        rounded: Tensor = _Round.apply(self._steps(step).clamp(*self.bounds))  # type: ignore[no-untyped-call]
-        return rounded * step
+        return round_through(self._steps(step).clamp(*self.bounds)) * step
 
     def _scale(self) -> Tensor:
         return along(self.step(self.weight[0].numel(), max(1, self.bounds[1])), 0, self.weight.dim())

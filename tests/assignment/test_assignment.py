@@ -102,19 +102,24 @@ def trained() -> tuple[Graph, PassContext]:
 FORMATS = ("linear", "linear(bits=4)", "linear(bits=2)", "vector(d=2,codewords=16)")
 
 
-def test_gates_keep_the_size_and_are_the_same_for_a_seed(trained: tuple[Graph, PassContext]) -> None:
+@pytest.mark.parametrize("room", [1.0, 1.5, 2.0, 4.0, 99.0])
+def test_gates_find_what_the_integer_program_finds(trained: tuple[Graph, PassContext], room: float) -> None:
+    """In two layers a single choice that is clearly worse would show, in a tight budget and with room to spare."""
     graph, ctx = trained
     found = candidates(graph, FORMATS, ctx)
     made = choices(found, SENSITIVITIES["kl"](graph, found, ctx))
-    size = sum(found[item.name, "linear(bits=4)"].bytes for item in found.groups)
+    size = int(room * sum(found[item.name, "linear(bits=4)"].bytes for item in found.groups))
     chosen = gates(graph, found, made, ctx, size, steps=150)
+    best, smallest = integer_program(made, size=size), integer_program(made, minimize="bytes")
     assert chosen.bytes <= size
-    assert gates(graph, found, made, ctx, size, steps=150) == chosen
-    best = integer_program(made, size=size)
-    smallest = integer_program(made, minimize="bytes")
-    assert best.loss <= chosen.loss < smallest.loss, "trained gates lie between the optimum and the least size"
-    wide = gates(graph, found, made, ctx, 10**6, steps=150)
-    assert wide.loss < smallest.loss and wide.bytes > chosen.bytes
+    assert best.loss <= chosen.loss <= 1.5 * best.loss + 1e-3 * smallest.loss
+
+
+def test_gates_are_the_same_for_a_seed(trained: tuple[Graph, PassContext]) -> None:
+    graph, ctx = trained
+    found = candidates(graph, FORMATS, ctx)
+    made = choices(found, dict.fromkeys(found, 0.0))
+    assert gates(graph, found, made, ctx, 400, steps=20) == gates(graph, found, made, ctx, 400, steps=20)
 
 
 def test_gates_need_data_and_something_that_fits(trained: tuple[Graph, PassContext]) -> None:

@@ -52,6 +52,36 @@ def test_errors_count_by_the_inputs_that_they_meet(weight):
         assert lost[1] < 0.7 * lost[0], text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vector(d=4,codewords=64,{})",
+        "vector(d=8,codewords=32,codebooks=2,scale=false,{})",
+        "vector(d=64,codewords=8,{})",
+    ],
+)
+def test_later_pieces_make_up_for_earlier_ones(text, weight):
+    x = torch.randn(512, 96, generator=torch.Generator().manual_seed(2)).cumsum(1)  # strongly correlated
+    moments = (x.t() @ x / 512).double()
+    lost = {}
+    for update in ("update=false", "update=true"):
+        chosen = formats.parse(text.format(update))
+        parts = chosen.encode(weight, moments)
+        lost[update] = loss(weight - chosen.decode(parts, (48, 96)), moments)
+    assert lost["update=true"] < 0.7 * lost["update=false"]
+    assert {name: part.shape for name, part in parts.items()} == {
+        name: part.shape for name, part in formats.parse(text.format("update=false")).encode(weight).items()
+    }
+
+
+def test_making_up_for_errors_needs_moments_and_whole_blocks(weight):
+    with pytest.raises(FormatError, match="needs the moments"):
+        formats.parse("vector(update=true)").encode(weight)
+    for text in ("vector(d=9,update=true)", "vector(assignment=cosine,update=true)"):
+        with pytest.raises(FormatError, match="assignment=euclidean and, of d, the divisors of 128"):
+            formats.parse(text)
+
+
 def test_uniform_weights_change_nothing(weight):
     chosen = formats.parse("vector(d=2,codewords=16,scale=false)")
     one, other = chosen.encode(weight), chosen.encode(weight, torch.eye(96))

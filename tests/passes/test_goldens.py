@@ -38,7 +38,7 @@ def test_docstring(name: str, read_case: Any, relative_error: Any, promised: Any
     above, before, example = text.partition("before:\n")
     assert before, "the module's docstring has no 'before:'"
     options = above.rpartition("\n\n")[2]  # options and numbers as in a golden, for a pass that does little by default
-    spec = options if options.startswith(f"{name}{{") else f"{name}\n"
+    spec = options if f"{name}{{" in options.partition("\n")[0] else f"{name}\n"
     # Scales of quantization in the examples: any positive numbers.
     case = read_case.read(f"{spec}weight s = constant(0.02)\nweight ws = constant(0.01)\nweight wz = constant(0)\n"
                           f"weight z = constant(0)\nweight v = uniform(0.1, 2)\nbefore:\n{example}")  # fmt: skip

@@ -52,12 +52,17 @@ def classification(
 
 
 def story_windows(encode: Callable[[str], list[int]], context: int, limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, both int64 [windows, context]: each story alone in non-overlapping windows.
+    """The windows of the first `limit` stories."""
+    return windows(encode, context, data.stories()[:limit])
 
-    A story's last window is padded with token 0, whose target is -100 (which cross entropy ignores).
+
+def windows(encode: Callable[[str], list[int]], context: int, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, both int64 [windows, context]: each text alone in non-overlapping windows.
+
+    A text's last window is padded with token 0, whose target is -100 (which cross entropy ignores).
     """
     inputs, targets = [], []
-    for story in data.stories()[:limit]:
+    for story in texts:
         ids = torch.tensor(encode(story))
         for known, following in zip(ids[:-1].split(context), ids[1:].split(context), strict=True):
             missing = context - len(known)

@@ -1,0 +1,172 @@
+"""Recovery of a compressed graph: what its formats store learns, until it answers as the original does.
+
+The weight that a `linear` or `vector` expression stands for is trained behind it, and rounded anew in each step, with
+straight-through gradients: to scales as in graphc.training.fake_quantization (LSQ), to codewords as in
+graphc.training.vectors. Of other formats, and beside them, what is stored in f32 is trained: factors of low rank,
+biases, normalizations. What is stored takes the bytes that it took.
+
+    recovered = recover(original, compressed, batches, Training(200, 1e-3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from graphc import formats
+from graphc.encoding.grid import Grid
+from graphc.formats import Stored
+from graphc.formats.linear import Linear
+from graphc.formats.vector import Vector
+from graphc.graph import Graph
+from graphc.progress import Progress, silent
+from graphc.trainable import Trainable
+from graphc.training.distillation import Distillation, DistillationLoss, decoded_weights
+from graphc.training.fake_quantization import LAYERS, StepSize, round_through
+from graphc.training.loop import Batch, Training, train
+from graphc.training.vectors import Codebook, VectorTraining, VectorWeight
+
+aten = torch.ops.aten
+
+
+class LinearWeight(nn.Module):
+    """The parametrization of a weight [O, ...] by integers times scales, which are trained."""
+
+    def __init__(self, name: str, form: Linear, scale: Tensor, zero: Tensor) -> None:
+        """scale, zero: f32 [rows, groups, 1], or of fewer rows or groups, which are shared."""
+        super().__init__()
+        self.name, self.form, self.top = name, form, 2**form.bits - 1
+        self.step = StepSize(scale)
+        self.register_buffer("zero", zero)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        grouped = self._grouped(latent)
+        scale = self.step(grouped.numel() // self.step.initial.numel(), self.top // 2)
+        zero = self.zero
+        steps = (grouped / torch.where(scale == 0, torch.inf, scale)).clamp(-zero, self.top - zero)  # type: ignore[operator]
+        return (round_through(steps) * scale).reshape(latent.shape)
+
+    @torch.no_grad()
+    def parts(self, latent: Tensor) -> dict[str, Tensor]:
+        """What the format stores."""
+        scale = self.step().to(torch.float16 if self.form.scale == "f16" else torch.float32).to(torch.float32)
+        grid = Grid(scale, self.zero, self.top)  # type: ignore[arg-type]
+        return self.form.parts(grid.codes(self._grouped(latent)).flatten(1), grid)
+
+    def _grouped(self, latent: Tensor) -> Tensor:
+        rows = latent.flatten(1)
+        group = rows.shape[1] if isinstance(self.form.group, str) else self.form.group
+        return rows.unflatten(1, (-1, group))
+
+
+def recover(
+    original: Graph,
+    compressed: Graph,
+    batches: Callable[[int], Batch],
+    training: Training,
+    options: Distillation | None = None,
+    metric: Callable[[Graph], float] | None = None,
+    progress: Progress = silent,
+) -> Graph:
+    """A graph of the same formats and bytes, trained towards the original's results on `batches(step)`.
+
+    compressed: what passes such as `compress` made of `original`, whose layers have the names that they had. options:
+    None is the squared error of all floating results, whatever they stand for, over the original's squares. metric: of
+    the graph as it would be stored, shown as progress. With a checkpoint in `training` a killed run goes on to the same
+    result. Raises TrainingError where the loss is no number, and for a checkpoint of another run.
+    """
+    module = recoverable(original, compressed)
+    shown = None if metric is None else lambda: metric(expressed(module))
+    loss = _SquaredError(module, original) if options is None else DistillationLoss(module, original, options)
+    train(module, loss, batches, training, shown, progress)
+    return expressed(module)
+
+
+class _SquaredError:
+    """loss(batch) -> scalar; a batch is the flat inputs."""
+
+    def __init__(self, student: Trainable, teacher: Graph) -> None:
+        self._student, self._teacher = student, teacher
+
+    def __call__(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            answers = self._teacher.run_flat(batch)
+        loss = torch.zeros(())
+        for given, answer in zip(self._student.run_flat(batch), answers, strict=True):
+            if answer.is_floating_point():
+                loss = loss + (given - answer).square().mean() / answer.square().mean().clamp(min=1e-20)
+        return loss
+
+
+def recoverable(original: Graph, compressed: Graph) -> Trainable:
+    """A Trainable of the compressed graph, with weights of `original` behind the formats that round them."""
+    graph = compressed.clone()
+    floats = {node.name: original.weight(node.args[1]) for node in original.calls if node.target in LAYERS}
+    found: dict[fx.Node, tuple[str, Stored, Tensor]] = {}  # by decoding: the weight's name, its form, its value
+    for layer in graph.calls:
+        weight = floats.get(layer.name) if layer.target in LAYERS else None
+        decoding = layer.args[1] if weight is not None else None
+        if not isinstance(decoding, fx.Node) or decoding in found:
+            continue
+        stored = formats.recognize(decoding.args[0] if decoding.target is aten.view.default else decoding)  # type: ignore[arg-type]
+        if weight is not None and stored is not None and isinstance(stored.format, Linear | Vector):
+            name = str(stored.parts["codes"].target).removesuffix(".codes")
+            found[decoding] = (f"{name}.latent", stored, weight)
+    for decoding, (name, _, weight) in found.items():
+        with graph.at(decoding):
+            decoding.replace_all_uses_with(graph.add_weight(name, weight))
+    parts = {name: {part: graph.weights[str(node.target)] for part, node in stored.parts.items()}
+             for name, stored, _ in found.values()}  # fmt: skip
+    graph.drop_unused()
+    module = Trainable(graph, decoded_weights(graph))
+    codebooks: dict[int, Codebook] = {}  # a shared one is one tensor under several names
+    for name, stored, _ in found.values():
+        latent = module.weight(name)
+        place = next(place for place, value in module.named_parameters() if value is latent)
+        if isinstance(stored.format, Vector):
+            value = parts[name]["codebook"]
+            if id(value) not in codebooks:
+                codebooks[id(value)] = Codebook(value.to(torch.float32), trained=True)
+            made: nn.Module = VectorWeight(name, VectorTraining(stored.format, "euclidean"), codebooks[id(value)])
+        else:
+            made = _linear(name, stored.format, parts[name])  # type: ignore[arg-type]
+            with torch.no_grad():
+                latent.copy_(_kept(latent, made, stored.format, parts[name]))  # type: ignore[arg-type]
+        parametrize.register_parametrization(module, place, made)
+    return module
+
+
+def expressed(module: Trainable) -> Graph:
+    """The graph with what was trained in its formats; equal parts are one after `eliminate_common_subexpressions`."""
+    result = module.graph()
+    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
+    for chain in chains:
+        given, latent = chain[0], chain.original
+        form = given.form if isinstance(given, LinearWeight) else given.options.format
+        (reading,) = (node for node in result if node.op == "get_attr" and node.target == given.name)
+        with result.at(reading, path=next(iter(reading.users)).meta["path"]):
+            decoded = form.express(
+                result, given.parts(latent), (len(latent), latent[0].numel()), given.name.removesuffix(".latent")
+            )
+            if latent.dim() != 2:
+                decoded = result.call(aten.view.default, decoded, list(latent.shape))
+        reading.replace_all_uses_with(decoded)
+    result.drop_unused()
+    return result
+
+
+def _linear(name: str, form: Linear, parts: dict[str, Tensor]) -> LinearWeight:
+    scale = parts["scale"].to(torch.float32).unsqueeze(-1)
+    zero = torch.full_like(scale, 2 ** (form.bits - 1))
+    if not form.symmetric:
+        zero = parts["zero_point"].to(torch.float32).unsqueeze(-1)
+    return LinearWeight(name, form, scale, zero)
+
+
+def _kept(weight: Tensor, made: LinearWeight, form: Linear, parts: dict[str, Tensor]) -> Tensor:
+    """The weight; but where its code was chosen by more than nearness, what it was decoded to."""
+    decoded = form.decode(parts, (len(weight), weight[0].numel())).reshape(weight.shape)
+    return torch.where((made(weight) - decoded).abs() <= 1e-6 * decoded.abs(), weight, decoded)

@@ -1,0 +1,77 @@
+"""Recovery: what is trained is what is stored, in the same bytes, and it answers more as the original does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graphc.analysis.outputs import change
+from graphc.passes.recover import Recover
+from graphc.pipeline import PassContext, Pipeline
+from graphc.training.distillation import Distillation
+from graphc.training.loop import Training
+from graphc.training.recovery import expressed, recover, recoverable
+from graphc.verifier import verify
+
+FORMS = [
+    "linear(bits=2)",
+    "linear(bits=3,group=16,symmetric=false)",
+    "linear(bits=4,group=tensor)",
+    "linear",
+    "linear(symmetric=false)",
+    "vector(d=4,codewords=16)",
+    "vector(d=5,codewords=8)",
+    "vector(d=4,codewords=16,shared=true)",
+    "low_rank(rank=4)",
+    "sparse",
+]
+
+
+def stored(graph):
+    once = Pipeline("eliminate_common_subexpressions,drop_unused").run(graph)
+    return sorted((str(tensor.dtype), tuple(tensor.shape)) for tensor in once.weights.values())
+
+
+@pytest.fixture
+def data(digits):
+    return [[batch] for batch in digits[0][:400].split(100)]
+
+
+def compressed(teacher, form, data, moments=True):
+    ctx = PassContext(calibration=data)
+    return Pipeline(f'compress{{format="{form}",unfit=keep,data={str(moments).lower()}}}').run(teacher, ctx)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_formats_and_their_bytes_stay(form, teacher, data, digits):
+    graph = compressed(teacher, form, data)
+    made = recover(teacher, graph, lambda step: data[step % 4], Training(6, 1e-3))
+    verify(made)
+    assert stored(made) == stored(graph)
+    assert not torch.equal(made.run(digits[2]), graph.run(digits[2])), "something was trained"
+
+
+@pytest.mark.parametrize("form", ["linear(bits=2)", "linear(bits=3,group=16,range=mse,rounding=gptq)"])
+def test_it_starts_at_what_was_encoded(form, teacher, data, digits):
+    """Codes of GPTQ are not the nearest ones, and are not lost by rounding anew."""
+    graph = compressed(teacher, form, data)
+    torch.testing.assert_close(expressed(recoverable(teacher, graph)).run(digits[2]), graph.run(digits[2]))
+
+
+@pytest.mark.parametrize("options", [None, Distillation()])
+@pytest.mark.parametrize("form", ["linear(bits=2)", "vector(d=8,codewords=16)"])
+def test_it_comes_nearer_to_the_original_on_held_back_data(form, options, teacher, data, digits):
+    graph = compressed(teacher, form, data)
+    made = recover(teacher, graph, lambda step: data[step % 4], Training(100, 1e-3, warmup=10), options)
+    held_back = [[digits[2]]]
+    assert change(teacher, made, held_back).kl < 0.7 * change(teacher, graph, held_back).kl
+
+
+def test_the_pass_is_the_same_for_a_seed_and_keeps_what_was_if_learning_does_not_help(teacher, data, digits):
+    ctx = PassContext(calibration=data)
+    spec = 'compress{format="linear(bits=2)"},recover{steps=10}'
+    one, other = (Pipeline(spec).run(teacher, ctx) for _ in range(2))
+    assert torch.equal(one.run(digits[2]), other.run(digits[2]))
+    plain = Pipeline('compress{format="linear(bits=2)"}').run(teacher, ctx)
+    wild = Recover(steps=1, learning_rate=1e3).run(plain, PassContext(calibration=data, original=teacher))
+    assert wild is plain
