@@ -58,6 +58,9 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
         return False
     x, weight_node, bias_node, *geometry = arguments(layer)
     weight, bias = graph.weight(weight_node), graph.weight(bias_node)
+    decoded = _scaled(layer, weight_node) if weight is None else None
+    if decoded is not None:
+        weight = graph.weight(decoded.args[1])
     if len(layer.users) != 1 or weight is None or (bias is None and bias_node is not None):
         return False
     # For a linear layer on [N, L, C], batch normalization's channels are L, not the output features.
@@ -76,19 +79,32 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     shifted = -mean.double() if bias is None else bias.double() - mean.double()
     new_bias = shifted * scale + (0 if beta is None else beta.double())
     new_weight = weight.double() * _along_outputs(layer, weight, scale)
-    stem = str(weight_node.target)
+    stem = str((weight_node if decoded is None else decoded.args[1]).target)
     with graph.at(layer):
-        new = graph.call(
-            layer.target,
-            x,
-            graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous()),
-            graph.add_weight(f"{stem.removesuffix('.weight')}.bias.folded", new_bias.to(weight.dtype)),
-            *geometry,
-        )
+        new_node = graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous())
+        if decoded is not None:
+            new_node = graph.call(aten.mul.Tensor, decoded.args[0], new_node)
+            if decoded is not weight_node:
+                new_node = graph.call(aten.view.default, new_node, weight_node.args[1])
+        bias_name = f"{stem.removesuffix('.scale').removesuffix('.weight')}.bias.folded"
+        new_bias_node = graph.add_weight(bias_name, new_bias.to(weight.dtype))
+        new = graph.call(layer.target, x, new_node, new_bias_node, *geometry)
     graph.replace(node, new)
     graph.fx.erase_node(layer)
     graph.rename(new, layer.name)
     return True
+
+
+def _scaled(layer: fx.Node, weight: fx.Node) -> fx.Node | None:
+    """The product of a decoded weight [outputs, columns] and a factor for each output, which can take s in."""
+    if layer.target is aten.convolution.default and layer.args[6]:
+        return None
+    product = weight.args[0] if weight.target is aten.view.default else weight
+    if not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor:
+        return None
+    outputs, factor = weight.meta["type"].shape[0], product.args[1]
+    by_row = isinstance(factor, fx.Node) and factor.meta["type"].shape == (outputs, 1)
+    return product if by_row and product.meta["type"].shape[0] == outputs else None
 
 
 def _along_outputs(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:
