@@ -78,6 +78,7 @@ class VectorWeight(nn.Module):
         super().__init__()
         self.name, self.options, self.codebook = name, options, codebook
 
+    @torch.autocast("cpu", enabled=False)  # which codeword is nearest is not asked in bf16
     def forward(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
         if self.options.assignment == "dkm" and self.training:
@@ -104,6 +105,11 @@ class VectorWeight(nn.Module):
         parts = {"codes": stored if form.codewords == 256 else pack(stored, form.codewords.bit_length() - 1)}
         parts |= {"codebook": codebook.to(torch.float16)}
         return parts | {"scale": scale} if form.scale else parts
+
+    @torch.no_grad()
+    def fit(self, latent: Tensor) -> None:
+        """Bring the codebook to the weight's size: no code changes, but a learning rate that fits one fits both."""
+        self.codebook.value.mul_(self._assigned(latent.flatten(1))[1])
 
     @torch.no_grad()
     def _assigned(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +182,10 @@ def vector_trainable(
             codebook = Codebook(_initial(options, form, matrix, number), trained=options.assignment != "dkm")
         latent = module.weight(name)
         place = next(place for place, value in module.named_parameters() if value is latent)
-        parametrize.register_parametrization(module, place, VectorWeight(name, options, codebook))
+        weight = VectorWeight(name, options, codebook)
+        if options.assignment == "cosine" and not options.format.scale:
+            weight.fit(latent)
+        parametrize.register_parametrization(module, place, weight)
     return module
 
 

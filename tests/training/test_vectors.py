@@ -65,6 +65,30 @@ def test_the_scale_is_the_projection(teacher):
         assert (decoded * other - latent).square().sum() > error
 
 
+def test_cosine_codes_start_with_a_codebook_of_the_weights_size(teacher):
+    """Codes do not change by it; the codebook's step would else be too small by as much as its size is wrong."""
+    form = formats.parse("vector(d=4,codewords=16,scale=false)")
+    found = []
+    for deviation in (0.03, 3.0):
+        module = vector_trainable(teacher, VectorTraining(form, "cosine", "random", deviation))
+        given, latent = vector_weights(module)[0]
+        torch.testing.assert_close(given._assigned(latent.flatten(1))[1], torch.ones(1, 1))
+        found.append((given.codes(latent), given.codebook.value.detach()))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("assignment", ["euclidean", "cosine", "dkm"])
+def test_codewords_are_chosen_in_f32_under_autocast(assignment, teacher):
+    form = formats.parse("vector(d=4,codewords=64)")
+    found = []
+    for enabled in (False, True):
+        given, latent = vector_weights(vector_trainable(teacher, VectorTraining(form, assignment)).train())[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(given(latent))
+    assert torch.equal(*found)
+
+
 def test_soft_attention_becomes_hard_as_it_cools(teacher):
     form = formats.parse("vector(d=4,codewords=16)")
     far = []
