@@ -94,7 +94,7 @@ class Tabulate(Pass):
         if words.target is not graphc_ops.lookup.default:  # a last piece of which the layer reads a part
             return False
         codes, codebook = words.args
-        if codebook.meta["type"].shape[0] < 16:
+        if codebook.meta["type"].shape[-2] < 16:
             return False
         with graph.at(node):
             key = x, digest(graph.weights[str(codebook.target)])
@@ -121,7 +121,9 @@ class Tabulate(Pass):
         """f32 [..., pieces of x, codewords], rounded to int8."""
         products = graph.call(graphc_ops.partial_products.default, x, codebook, name=f"{name}_products")
         *outer, pieces, codewords = products.meta["type"].shape
-        shared = max(size for size in range(1, self.pieces + 1) if pieces % size == 0)
+        *spaces, _, _ = codebook.meta["type"].shape  # tables of one codebook alone share a scale
+        run = pieces // spaces[0] if spaces else pieces
+        shared = max(size for size in range(1, self.pieces + 1) if run % size == 0)
         flat: Any = graph.call(aten.view.default, products, [*outer, pieces * codewords], name=f"{name}_flat")
         group = shared * codewords
         both = graph.call(graphc_ops.quantize_dynamic.default, flat, group, name=f"{name}_quantized")

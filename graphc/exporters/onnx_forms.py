@@ -149,11 +149,18 @@ def _function(op: str, inputs: Sequence[Tensor], result: list[Any], **attributes
 
 
 def _lookup(shape: list[Any], indices: Tensor, codebook: Tensor) -> Tensor:
-    return _function("lookup", (indices, codebook), shape, joined=[*[0] * (indices.dim() - 1), -1])
+    *spaces, codewords, d = codebook.shape
+    runs = indices.shape[-1] // spaces[0] if spaces else 0
+    first = [space * codewords for space in range(spaces[0]) for _ in range(runs)] if spaces else [0]
+    joined = [*[0] * (indices.dim() - 1), -1]
+    return _function("lookup", (indices, codebook), shape, joined=joined, first=first, words=[-1, d])
 
 
 def _partial_products(shape: list[Any], x: Tensor, codebook: Tensor) -> Tensor:
-    return _function("partial_products", (x, codebook), shape, split=[*[0] * (x.dim() - 1), -1, codebook.shape[1]])
+    *spaces, codewords, d = codebook.shape
+    outer, columns = [0] * (x.dim() - 1), [*range(len(spaces)), len(spaces) + 1, len(spaces)]
+    split, joined = [*outer, *spaces, -1, d], [*outer, -1, codewords]
+    return _function("partial_products", (x, codebook), shape, split=split, columns=columns, joined=joined)
 
 
 def _gather_sum(shape: list[Any], tables: Tensor, indices: Tensor) -> Tensor:

@@ -144,22 +144,29 @@ _TEXTS = {
             q = Reshape (codes, joined)
             scale = Squeeze (scales, last)
         }""",
-    # `joined` merges the last two dimensions, `split` parts the last one; each has the rank of its input.
+    # `joined` merges the last two dimensions, `split` parts the last one. `first` is where each piece's own codebook
+    # starts among all codewords, `words` the shape of these; `columns` exchanges a codebook's last two dimensions.
     "lookup": """
-        lookup <joined> (indices, codebook) => (x) {
+        lookup <joined, first, words> (indices, codebook) => (x) {
             wide = Cast <to = 7> (indices)
+            first = Constant <value_ints: ints = @first> ()
+            places = Add (wide, first)
             real = Cast <to = 1> (codebook)
-            words = Gather <axis = 0> (real, wide)
+            shape = Constant <value_ints: ints = @words> ()
+            flat = Reshape (real, shape)
+            words = Gather <axis = 0> (flat, places)
             joined = Constant <value_ints: ints = @joined> ()
             x = Reshape (words, joined)
         }""",
     "partial_products": """
-        partial_products <split> (x, codebook) => (tables) {
+        partial_products <split, columns, joined> (x, codebook) => (tables) {
             split = Constant <value_ints: ints = @split> ()
             pieces = Reshape (x, split)
             real = Cast <to = 1> (codebook)
-            columns = Transpose <perm = [1, 0]> (real)
-            tables = MatMul (pieces, columns)
+            columns = Transpose <perm: ints = @columns> (real)
+            products = MatMul (pieces, columns)
+            joined = Constant <value_ints: ints = @joined> ()
+            tables = Reshape (products, joined)
         }""",
     "gather_sum": """
         gather_sum (tables, indices) => (y) {

@@ -2,7 +2,12 @@
 
     w[n, j*d : (j+1)*d] = scale[n] * codebook[codes[n, j]]
 
-The codebook is found by k-means on a sample of the pieces (encoding.kmeans); then every piece counts once: assign,
+With `codebooks` above 1 the pieces of a row lie in so many runs of equal length, each with a codebook of its own
+(product quantization: Jegou et al., "Product Quantization for Nearest Neighbor Search", 2011; for weights Gong et al.,
+"Compressing Deep Convolutional Networks using Vector Quantization", 2014, section 3.3). Residual codebooks are sums:
+vector + vector (graphc.expressions).
+
+A codebook is found by k-means on a sample of the pieces (encoding.kmeans); then every piece counts once: assign,
 average, round to f16, assign. Rows are scaled to a root mean square of 1 before, so that one codebook serves them all,
 and those of other layers. With the moments of the layer's inputs each squared error counts by the mean square of the
 input that it meets (and its row's scale), and the last scale is the one for which the row's output loses least.
@@ -30,10 +35,11 @@ _SAMPLE = 1 << 15  # pieces that k-means sees
 
 @dataclass(frozen=True)
 class Vector(Format):
-    """Parts: codes (uint8 [rows, ceil(columns / d)], packed below 256 codewords), codebook (f16 [codewords, d]) and,
-    with `scale`, scale (f32 [rows, 1]).
+    """Parts: codes (uint8 [rows, ceil(columns / d)], packed below 256 codewords), codebook (f16 [codewords, d], or
+    [codebooks, codewords, d]) and, with `scale`, scale (f32 [rows, 1]).
 
-    d: elements of a codeword. codewords: a power of two from 2 to 256. shared: one codebook for all layers of a pass,
+    d: elements of a codeword. codewords: a power of two from 2 to 256. codebooks: of a layer, a divisor of the pieces of
+    a row; piece j of J has codebook j * codebooks // J. shared: one codebook for all layers of a pass,
     so that layers which read one input share its tables of partial products. assignment: a piece has the codeword that
     is nearest (euclidean) or that has the smallest angle to it (cosine; the row's scale is then the projection).
     iterations, seed: of k-means. Where d does not divide the columns, the last piece of a row is filled with noughts.
@@ -41,6 +47,7 @@ class Vector(Format):
 
     d: int = 4
     codewords: int = 256
+    codebooks: int = 1
     scale: bool = True
     shared: bool = False
     assignment: str = "euclidean"
@@ -53,14 +60,16 @@ class Vector(Format):
             raise FormatError(f"vector: codewords={self.codewords} must be a power of two from 2 to 256")
         if self.assignment not in ("euclidean", "cosine"):
             raise FormatError(f"vector: assignment={self.assignment} must be one of euclidean, cosine")
-        for what, least in (("d", 1), ("iterations", 0), ("seed", 0)):
+        for what, least in (("d", 1), ("codebooks", 1), ("iterations", 0), ("seed", 0)):
             value = getattr(self, what)
             if not isinstance(value, int) or value < least:
                 raise FormatError(f"vector: {what}={value} must be a number from {least}")
+        if self.shared and self.codebooks > 1:
+            raise FormatError("vector: shared=true is one codebook for all layers; legal: codebooks=1")
 
     @property
     def label(self) -> str:
-        return f"vq{self.codewords} d{self.d}"
+        return f"vq{self.codewords} d{self.d}" + (f" x{self.codebooks}" if self.codebooks > 1 else "")
 
     @property
     def _bits(self) -> int:
@@ -78,21 +87,42 @@ class Vector(Format):
 
     def encode(self, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         values, scale = self._pieces(weight)
-        pieces = Pieces(values, None if moments is None else self._weights(scale, moments), self.assignment == "cosine")
-        codebook = self.codebook
-        if codebook is None:
-            found = self._centres(pieces, torch.Generator().manual_seed(self.seed))
-            codebook = pieces.means(pieces.assigned(found), found).to(torch.float16)
-        if not codebook.isfinite().all():
-            raise FormatError(f"{self}: codewords do not fit f16; use scale=true")
-        codes = pieces.assigned(codebook.to(torch.float32)).to(torch.uint8).reshape(len(weight), -1)
+        weights = None if moments is None else self._weights(scale, moments)
+        generator = torch.Generator().manual_seed(self.seed)
+        found = [self._coded(pieces, generator) for pieces in self._runs(values, weights, len(weight))]
+        codes = torch.cat([codes.reshape(len(weight), -1) for codes, _ in found], 1)
+        codebook = torch.stack([codebook for _, codebook in found]) if self.codebooks > 1 else found[0][1]
         if self.scale:  # the factor that is best for the codewords that a row now has
-            decoded = codebook.to(torch.float32)[codes.to(torch.int64)].flatten(1)[:, : weight.shape[1]]
+            decoded = graphc_ops.lookup(codes, codebook)[:, : weight.shape[1]]
             felt = decoded if moments is None else decoded @ moments.to(torch.float32)
             fitted = (felt * weight.to(torch.float32)).sum(1) / (felt * decoded).sum(1).clamp(min=1e-20)
             scale = torch.where(fitted > 0, fitted, scale.squeeze(1)).unsqueeze(1)
         parts = {"codes": codes if self._bits == 8 else pack(codes, self._bits), "codebook": codebook}
         return parts | {"scale": scale} if self.scale else parts
+
+    def _runs(self, values: Tensor, weights: Tensor | None, rows: int) -> list[Pieces]:
+        """The pieces of each codebook, from those [rows * pieces, d] of all."""
+        count = len(values) // rows
+        if count % self.codebooks:
+            legal = ", ".join(str(size) for size in range(1, min(count, 64) + 1) if count % size == 0)
+            raise FormatError(f"{self}: {count} pieces in a row for {self.codebooks} codebooks; legal: {legal}")
+
+        def run(of: Tensor, i: int) -> Tensor:
+            return of.unflatten(0, (rows, self.codebooks, -1))[:, i].flatten(0, 1)
+
+        cosine = self.assignment == "cosine"
+        numbers = range(self.codebooks)
+        return [Pieces(run(values, i), None if weights is None else run(weights, i), cosine) for i in numbers]
+
+    def _coded(self, pieces: Pieces, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The codes of the pieces, uint8 [count], and their codebook, f16 [codewords, d]."""
+        codebook = self.codebook
+        if codebook is None:
+            found = self._centres(pieces, generator)
+            codebook = pieces.means(pieces.assigned(found), found).to(torch.float16)
+        if not codebook.isfinite().all():
+            raise FormatError(f"{self}: codewords do not fit f16; use scale=true")
+        return pieces.assigned(codebook.to(torch.float32)).to(torch.uint8), codebook
 
     def _centres(self, pieces: Pieces, generator: torch.Generator) -> Tensor:
         return kmeans(sample(pieces, _SAMPLE, generator), self.codewords, self.iterations, generator)
@@ -143,9 +173,10 @@ class Vector(Format):
         if codes.target is graphc_ops.unpack.default:  # type: ignore[union-attr]
             codes = codes.args[0]  # type: ignore[union-attr]
         parts["codes"] = codes  # type: ignore[assignment]
-        codewords, d = parts["codebook"].meta["type"].shape
-        known = all(part.op == "get_attr" for part in parts.values())
-        return Stored(cls(d, codewords, "scale" in parts), parts) if known and codewords in _SIZES else None
+        *spaces, codewords, d = parts["codebook"].meta["type"].shape
+        if any(part.op != "get_attr" for part in parts.values()) or codewords not in _SIZES:
+            return None
+        return Stored(cls(d, codewords, spaces[0] if spaces else 1, "scale" in parts), parts)
 
 
 _SIZES = tuple(2**bits for bits in range(1, 9))

@@ -5,7 +5,9 @@ The rows of a weight are codewords of d elements side by side, W[n] = codebook[i
     W @ x = sum over j of codebook[i[., j]] @ x[j*d : (j+1)*d] = gather_sum(partial_products(x, codebook), i)
 
 Every product of a codeword with a piece of x is computed once, however many rows there are (Jegou et al., "Product
-Quantization for Nearest Neighbor Search", 2011, section III; here the database are the weights).
+Quantization for Nearest Neighbor Search", 2011, section III; here the database are the weights). A codebook is
+[codewords, d], or [spaces, codewords, d]: the J pieces of a row then lie in so many runs of equal length, each with
+codewords of its own.
 """
 
 from __future__ import annotations
@@ -21,33 +23,44 @@ _CHUNK = 1 << 24
 def lookup(indices: Tensor, codebook: Tensor) -> Tensor:
     """Codewords side by side: the decoding of the `vector` format.
 
-    indices: uint8 [..., J]. codebook: f16 or f32 [codewords, d]. Returns f32 [..., J * d].
+    indices: uint8 [..., J]. codebook: f16 or f32, [codewords, d] or [spaces, codewords, d]. Returns f32 [..., J * d].
     """
-    return codebook.to(torch.float32)[indices.to(torch.int64)].flatten(-2)
+    spaces, codewords, d = _sizes(codebook)
+    first = torch.arange(spaces).repeat_interleave(indices.shape[-1] // spaces) * codewords
+    return codebook.to(torch.float32).reshape(-1, d)[indices.to(torch.int64) + first].flatten(-2)
 
 
 @lookup.register_fake
 def _(indices: Tensor, codebook: Tensor) -> Tensor:
-    shape = [*indices.shape[:-1], indices.shape[-1] * codebook.shape[1]]
-    return indices.new_empty(shape, dtype=torch.float32)
+    spaces, _, d = _sizes(codebook)
+    if indices.shape[-1] % spaces:
+        raise RuntimeError(f"{indices.shape[-1]} pieces are no whole number of runs for {spaces} codebooks")
+    return indices.new_empty([*indices.shape[:-1], indices.shape[-1] * d], dtype=torch.float32)
 
 
 @torch.library.custom_op("graphc::partial_products", mutates_args=())
 def partial_products(x: Tensor, codebook: Tensor) -> Tensor:
     """Products of every codeword with every piece of x.
 
-    x: f32 [..., J * d]. codebook: f16 or f32 [codewords, d]. Returns f32 [..., J, codewords].
+    x: f32 [..., J * d]. codebook: f16 or f32, [codewords, d] or [spaces, codewords, d]. Returns f32 [..., J, codewords].
     """
-    products: Tensor = x.unflatten(-1, (-1, codebook.shape[1])) @ codebook.to(torch.float32).t()
+    spaces, codewords, d = _sizes(codebook)
+    columns = codebook.to(torch.float32).reshape(spaces, codewords, d).transpose(-1, -2)
+    products: Tensor = (x.unflatten(-1, (spaces, -1, d)) @ columns).flatten(-3, -2)
     return products
 
 
 @partial_products.register_fake
 def _(x: Tensor, codebook: Tensor) -> Tensor:
-    codewords, d = codebook.shape
-    if x.shape[-1] % d:
-        raise RuntimeError(f"{x.shape[-1]} elements are no whole number of pieces of {d}")
+    spaces, codewords, d = _sizes(codebook)
+    if x.shape[-1] % (spaces * d):
+        raise RuntimeError(f"{x.shape[-1]} elements are no whole number of pieces of {d} for {spaces} codebooks")
     return x.new_empty([*x.shape[:-1], x.shape[-1] // d, codewords])
+
+
+def _sizes(codebook: Tensor) -> tuple[int, int, int]:
+    """Spaces, codewords, d."""
+    return codebook.shape[0] if codebook.dim() == 3 else 1, codebook.shape[-2], codebook.shape[-1]
 
 
 @torch.library.custom_op("graphc::gather_sum", mutates_args=())

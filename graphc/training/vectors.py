@@ -54,6 +54,8 @@ class VectorTraining:
     iterations: int = 5
 
     def __post_init__(self) -> None:
+        if self.format.codebooks > 1:
+            raise TrainingError(f"{self.format}: a weight has one trained codebook; legal: codebooks=1")
         if self.assignment == "dkm" and self.format.shared:
             raise TrainingError("dkm finds the codebook of each weight: use shared=false, or euclidean or cosine")
         if self.assignment == "cosine" and self.format.shared and not self.format.scale:

@@ -228,6 +228,7 @@ def test_codewords_and_kept_elements_are_found_exactly() -> None:
     calls: list[Call] = [
         (graphc_ops.lookup.default, indices, (random(16, 4).to(torch.float16),)),
         (graphc_ops.lookup.default, indices[0, 0], (random(16, 3),)),
+        (graphc_ops.lookup.default, indices, (random(3, 16, 4).to(torch.float16),)),
         (graphc_ops.expand_2_4.default, random(3, 2, 4), (positions.expand(3, 2, 4),)),
         (graphc_ops.expand_blocks.default, random(int(mask.sum()), 2, 3), (mask,)),
         (graphc_ops.expand_gaps.default, random(4), (torch.tensor([2, 0, 7, 1], dtype=torch.uint8), 3, 6)),
@@ -235,10 +236,11 @@ def test_codewords_and_kept_elements_are_found_exactly() -> None:
     assert_bit_equal(calls)
 
 
-def test_products_by_tables() -> None:
+@pytest.mark.parametrize("books", [(16, 4), (3, 16, 4)])
+def test_products_by_tables(books: tuple[int, ...]) -> None:
     x = random(2, 3, 12)
     graph = Graph("g", Structure.of(((x,), {})), Structure.of(0))
-    node, codebook = graph.add_input("x", TensorType.of(x)), graph.add_weight("c", random(16, 4).to(torch.float16))
+    node, codebook = graph.add_input("x", TensorType.of(x)), graph.add_weight("c", random(*books).to(torch.float16))
     tables = graph.call(graphc_ops.partial_products.default, node, codebook)
     indices = graph.add_weight("i", random(7, 3, dtype=torch.uint8) % 16)
     graph.set_output([graph.call(graphc_ops.gather_sum.default, tables, indices)])

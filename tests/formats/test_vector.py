@@ -15,7 +15,14 @@ from graphc.pipeline import PassContext
 from graphc.structure import Structure
 from graphc.tensor_type import TensorType
 
-TEXTS = ["vector", "vector(d=8)", "vector(d=2,codewords=16)", "vector(codewords=64,scale=false)", "vector(d=5)"]
+TEXTS = [
+    "vector",
+    "vector(d=8)",
+    "vector(d=2,codewords=16)",
+    "vector(codewords=64,scale=false)",
+    "vector(codewords=16,codebooks=6)",
+    "vector(d=5)",
+]
 
 
 @pytest.fixture
@@ -70,6 +77,7 @@ def test_cosine_takes_the_smallest_angle(weight):
         ("vector", 48 * 24 + 256 * 4 * 2 + 48 * 4),
         ("vector(d=8,scale=false)", 48 * 12 + 256 * 8 * 2),
         ("vector(d=2,codewords=16)", 48 * 24 + 16 * 2 * 2 + 48 * 4),
+        ("vector(codewords=16,codebooks=6)", 48 * 12 + 6 * 16 * 4 * 2 + 48 * 4),
         ("vector(d=5,codewords=8)", 48 * 8 + 8 * 5 * 2 + 48 * 4),  # 20 pieces of 3 bits: 7.5 bytes a row
     ],
 )
@@ -83,8 +91,9 @@ def test_every_piece_has_its_nearest_codeword(text, weight):
     chosen = formats.parse(text)
     parts = chosen.encode(weight)
     scale = weight.square().mean(1, keepdim=True).sqrt() if chosen.scale else torch.ones(48, 1)
-    rows = (weight / scale).unflatten(1, (-1, chosen.d))
-    ways = (rows.unsqueeze(2) - parts["codebook"].float()).square().sum(3)
+    rows = (weight / scale).unflatten(1, (chosen.codebooks, -1, chosen.d))
+    books = parts["codebook"].float().reshape(chosen.codebooks, 1, -1, chosen.d)
+    ways = (rows.unsqueeze(3) - books).square().sum(4).flatten(1, 2)
     stored = chosen.decode({**parts, **({"scale": scale} if chosen.scale else {})}, (48, 96)) / scale
     chosen_error = (stored - weight / scale).square().sum(1)
     torch.testing.assert_close(chosen_error, ways.amin(2).sum(1), rtol=1e-3, atol=1e-3)
@@ -154,11 +163,30 @@ def test_a_shared_codebook_serves_all_layers():
         ("vector(d=0)", "d=0 must be a number from 1"),
         ("vector(d=x)", "d=x must be a number"),
         ("vector(codebook=1)", "no option=value"),
+        ("vector(codebooks=0)", "codebooks=0 must be a number from 1"),
+        ("vector(codebooks=2,shared=true)", "one codebook for all layers"),
     ],
 )
 def test_illegal_options(text, message):
     with pytest.raises(FormatError, match=message):
         formats.parse(text)
+
+
+def test_codebooks_share_the_pieces_of_a_row_evenly(weight):
+    with pytest.raises(FormatError, match=r"24 pieces in a row for 5 codebooks; legal: 1, 2, 3, 4, 6, 8, 12, 24"):
+        Vector(codebooks=5).encode(weight)
+
+
+def test_each_run_of_columns_has_codewords_of_its_own():
+    """Two halves of another nature: at the same codes, two codebooks lose less than one."""
+    generator = torch.Generator().manual_seed(3)
+    halves = [torch.randn(512, 8, generator=generator).cumsum(1), torch.randn(512, 8, generator=generator).sign()]
+    weight = torch.cat([half / half.std() for half in halves], 1)
+    one, two = Vector(d=4, codewords=16, scale=False), Vector(d=4, codewords=16, codebooks=2, scale=False)
+    errors = [float((form.decode(form.encode(weight), (512, 16)) - weight).square().mean()) for form in (one, two)]
+    assert errors[1] < 0.8 * errors[0]
+    parts = two.encode(weight)
+    assert torch.equal(parts["codebook"][0], one.encode(weight[:, :8])["codebook"])
 
 
 @pytest.mark.parametrize(("weight", "message"), [([float("nan")] * 4, "NaN"), ([1e6, 1e6, 2.0, 1.0], "fit f16")])

@@ -17,6 +17,16 @@ def test_lookup(dtype):
             assert torch.equal(found[n, 4 * j : 4 * j + 4], CODEBOOK.to(dtype)[int(INDICES[n, j])].float())
 
 
+def test_runs_of_pieces_have_codebooks_of_their_own():
+    codebooks, indices = torch.randn(3, 5, 4), torch.randint(0, 5, (7, 6), dtype=torch.uint8)
+    x = torch.randn(2, 24)
+    words, tables = ops.lookup(indices, codebooks), ops.partial_products(x, codebooks)
+    for j in range(6):
+        own = codebooks[j // 2]
+        assert torch.equal(words[:, 4 * j : 4 * j + 4], own[indices[:, j].long()])
+        torch.testing.assert_close(tables[:, j], x[:, 4 * j : 4 * j + 4] @ own.t())
+
+
 def test_partial_products():
     x = torch.randn(2, 3, 12)
     found = ops.partial_products(x, CODEBOOK)
@@ -43,7 +53,12 @@ def test_a_product_by_tables_is_the_product():
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: ops.partial_products(X, CODEBOOK.to("meta")), lambda: ops.gather_sum(X, INDICES.to("meta"))],
+    [
+        lambda: ops.partial_products(X, CODEBOOK.to("meta")),
+        lambda: ops.partial_products(X[:, :8], torch.zeros(4, 5, 4, device="meta")),
+        lambda: ops.lookup(INDICES.to("meta"), torch.zeros(2, 5, 4, device="meta")),
+        lambda: ops.gather_sum(X, INDICES.to("meta")),
+    ],
 )
 def test_shapes_that_do_not_fit_are_refused(call):
     with pytest.raises(Exception, match=r"no whole number|tables for"):

@@ -19,25 +19,30 @@ def _real(at: At, node: fx.Node, index: Index) -> Expr:
     return scalars.widened(value, at.k.isa.target) if dtype_of(node) == "float16" else value
 
 
-def _codeword(at: At, codebook: fx.Node, word: Expr, element: Expr) -> Expr:
-    return _real(at, codebook, [T.cast(word, "int64"), element])
+def _codeword(at: At, codebook: fx.Node, piece: Expr, pieces: int, word: Expr, element: Expr) -> Expr:
+    """`piece` of `pieces`: it says which codebook, where there are several."""
+    *spaces, _, _ = shape_of(codebook)
+    own = [T.truncdiv(piece, integer(pieces // int(spaces[0])))] if spaces else []
+    return _real(at, codebook, [*own, T.cast(word, "int64"), element])
 
 
 @index_function("graphc.lookup.default")
 def _lookup(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
-    d = integer(int(shape_of(args["codebook"])[1]))
+    d, pieces = integer(int(shape_of(args["codebook"])[-1])), int(shape_of(args["indices"])[-1])
     *outer, position = index
-    word = at(args["indices"], [*outer, T.truncdiv(position, d)])
-    return _codeword(at, args["codebook"], word, T.truncmod(position, d))
+    piece = T.truncdiv(position, d)
+    word = at(args["indices"], [*outer, piece])
+    return _codeword(at, args["codebook"], piece, pieces, word, T.truncmod(position, d))
 
 
 @index_function("graphc.partial_products.default")
 def _partial_products(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
     *outer, piece, word = index
-    d = int(shape_of(args["codebook"])[1])
+    d, pieces = int(shape_of(args["codebook"])[-1]), int(shape_of(node)[-2])
     total: Expr = T.float32(0)
     for t in range(d):
-        total = total + at(args["x"], [*outer, piece * d + t]) * _codeword(at, args["codebook"], word, integer(t))
+        element = _codeword(at, args["codebook"], piece, pieces, word, integer(t))
+        total = total + at(args["x"], [*outer, piece * d + t]) * element
     return total
 
 

@@ -32,7 +32,7 @@ from graphc.backends.tvm.weight_formats import Codewords
 NAME = "codeword product"
 OPERATORS: tuple[str, ...] = ()
 Array = np.ndarray[Any, Any]
-Decoder = Callable[[tirx.Buffer, Expr, tirx.Buffer, "int | Expr"], None]
+Decoder = Callable[[tirx.Buffer, Expr, tirx.Buffer, "int | Expr", "int | Expr"], None]
 # Columns of a decoded block: it and the codebook fit the first cache.
 BLOCK = 256
 
@@ -56,7 +56,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
     width, lanes = mac.width, mac.lanes
     codes, codebook = k.stored(weight.indices), k.stored(weight.codebook)
     columns, pieces = codes.shape
-    d = codebook.shape[1]
+    spaces, d = (codebook.shape[0] if codebook.ndim == 3 else 1), codebook.shape[-1]
+    run = pieces // spaces  # neighbours that share a codebook
     panels = -(-columns // width)
     together = k.parameter("pieces", max(1, BLOCK // d), sorted({max(1, n // d) for n in (64, 128, 256, 512)}))
     largest = k.ranges.maximum(rows)
@@ -78,12 +79,13 @@ def emit(group: Group, k: KernelBuilder) -> None:
         words = k.local(together * d * width, "float32")
         mine = T.Bind(panel * (k.size(slots) * width))
         vector_loop(k, k.size(slots) * width, lanes, lambda i: T.buffer_store(totals, T.float32(0), [mine + i]))
-        with k.loop(-(-pieces // together)) as block:
-            first = block * together
+        with k.loop(spaces) as space, k.loop(-(-run // together)) as block:
+            inside = block * together
+            first = space * run + inside
             extent: int | Expr = together
-            if pieces % together:
-                extent = T.Bind(T.min(integer(together), integer(pieces) - first))
-            decode(indices, T.Bind((panel * pieces + first) * width), words, extent)
+            if run % together:
+                extent = T.Bind(T.min(integer(together), integer(run) - inside))
+            decode(indices, T.Bind((panel * pieces + first) * width), words, extent, space)
             for number, edge, tall in tiles:
                 with k.loop(number) as position:
                     row = T.Bind(edge(position))
@@ -121,15 +123,16 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
 
 def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:
-    """decode(indices, start, words, pieces): write [piece][element][row of the panel] for `pieces` pieces."""
-    d = codebook.shape[1]
+    """decode(indices, start, words, pieces, space): write [piece][element][row of the panel] for `pieces` pieces, all
+    of them with the codebook `space`."""
+    codewords, d = codebook.shape[-2:]
     if k.isa.bytes == 64 and width == 32 and codebook.dtype == np.float16:
         return _in_registers(k, codebook)
     book = k.constant(codebook.astype(np.float32), "codebook")
 
-    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr) -> None:
+    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
         with k.loop(pieces) as piece, k.loop(width) as lane:
-            word = T.Bind(T.cast(indices[start + piece * width + lane], "int64") * d)
+            word = T.Bind((space * codewords + T.cast(indices[start + piece * width + lane], "int64")) * d)
             for t in range(d):
                 T.buffer_store(words, book[word + t], [(piece * d + t) * width + lane])
 
@@ -138,16 +141,18 @@ def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:
 
 def _in_registers(k: KernelBuilder, codebook: Array) -> Decoder:
     """32 rows at a time: `vpermi2w` looks up among 64 words, bits 6 and 7 of the index choose among its results."""
-    count, d = codebook.shape
-    padded = np.zeros((d, max(64, count)), np.float16)
-    padded[:, :count] = codebook.T
-    entries = padded.shape[1]
+    count, d = codebook.shape[-2:]
+    words_of = codebook.reshape(-1, count, d)
+    padded = np.zeros((len(words_of), d, max(64, count)), np.float16)
+    padded[..., :count] = words_of.transpose(0, 2, 1)
+    entries = padded.shape[-1]
     book = k.constant(padded.view(np.int16), "codebook, an element of all words after the other")
     permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.hi.512")
 
-    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr) -> None:
+    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
         with k.loop(d) as t:
-            tables = [T.Bind(vector(book, t * entries + i, 32)) for i in range(0, entries, 32)]
+            own = T.Bind((space * d + t) * entries)
+            tables = [T.Bind(vector(book, own + i, 32)) for i in range(0, entries, 32)]
             with k.loop(pieces) as piece:
                 index = T.Bind(T.cast(vector(indices, start + piece * 32, 32), "int16x32"))
                 level = [

@@ -31,8 +31,11 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     codebook = arguments(group.nodes[0])["codebook"]
     if codebook.op != "get_attr":
         return "a codebook that is no stored weight"
-    if shape_of(codebook)[0] % isa.lanes("float32"):
-        return f"{shape_of(codebook)[0]} codewords, which do not fill vectors of {isa.lanes('float32')}"
+    *spaces, codewords, _ = map(int, shape_of(codebook))
+    if codewords % isa.lanes("float32"):
+        return f"{codewords} codewords, which do not fill vectors of {isa.lanes('float32')}"
+    if int(shape_of(group.nodes[2])[-1]) % (spaces[0] if spaces else 1):
+        return f"tables of different codebooks among the {spaces[0]} that share a scale"
     return None
 
 
@@ -41,13 +44,13 @@ def emit(group: Group, k: KernelBuilder) -> None:
     args = arguments(products)
     codebook = k.array(args["codebook"])
     assert codebook is not None
-    codewords, d = codebook.shape
+    codewords, d = codebook.shape[-2:]
     pieces = arguments(q_node)["group"] // codewords
     lanes = k.isa.lanes("float32")
     # Codewords in half of the registers, at most; the rest is for sums and largest magnitudes.
     together = max(1, min(codewords // lanes, 4 if k.isa.registers == 32 else 2, k.isa.registers // 2 // d))
     together = next(n for n in range(together, 0, -1) if codewords // lanes % n == 0)
-    packed = codebook.astype(np.float32).reshape(codewords // lanes, lanes, d).transpose(0, 2, 1)
+    packed = codebook.astype(np.float32).reshape(-1, codewords // lanes, lanes, d).transpose(0, 1, 3, 2)
     book = k.constant(packed, f"{args['codebook'].name} transposed")
     x, q, scale = k.tensor(args["x"]), k.tensor(q_node), k.tensor(scale_node)
     leading = shape_of(args["x"])[:-1]
@@ -58,6 +61,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
     with k.loop(rows * groups, parallel=work >= PARALLEL_WORK // 8) as flat:
         row, number = T.truncdiv(flat, integer(groups)), T.truncmod(flat, integer(groups))
+        own: int | Expr = 0  # where the codebook of these pieces starts
+        if len(packed) > 1:
+            own = T.Bind(T.truncdiv(number, integer(groups // len(packed))) * (codewords * d))
         position = unflatten(row, sizes)
         sums = k.local(pieces * codewords, "float32")
         peaks = k.local(together * lanes, "float32")
@@ -65,7 +71,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
             store_vector(peaks, integer(i * lanes), lanes, T.broadcast(T.float32(0), lanes))
         with k.loop(codewords // (together * lanes)) as part:
             words = [
-                [T.Bind(vector(book, ((part * together + i) * d + t) * lanes, lanes)) for t in range(d)]
+                [T.Bind(vector(book, own + ((part * together + i) * d + t) * lanes, lanes)) for t in range(d)]
                 for i in range(together)
             ]
             with k.loop(pieces) as piece:

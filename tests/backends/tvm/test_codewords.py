@@ -23,6 +23,8 @@ CASES = (
     ("vector(d=8,codewords=128)", (29,), 33, 64),
     ("vector(d=3,codewords=64,scale=false)", (3,), 32, 30),
     ("vector(d=2,codewords=4)", (1,), 5, 6),
+    ("vector(codewords=16,codebooks=6)", (3,), 70, 96),
+    ("vector(d=2,codebooks=3)", (9,), 64, 960),
     ("vector(d=5,codewords=16)", (2,), 24, 32),  # the last piece of a row is cut: decoded at load
 )
 

@@ -22,7 +22,7 @@ from graphc.tensor_type import SymbolRange, TensorType, symbol
 aten, ops = torch.ops.aten, torch.ops.graphc
 ATOL = 1e-3  # results are sums of hundreds; one step of a table is far more
 TARGETS = ("host", "x86-64:v2", "x86-64:v3", "x86-64:vnni", "arm64:cortex-a72", "arm64")
-# rows of x, rows and columns of the weight, d, codewords
+# rows of x, rows and columns of the weight, d, codewords, and codebooks where there are several
 CASES = (
     ((1,), 64, 32, 4, 256),
     ((1, 1), 1000, 96, 8, 256),
@@ -33,6 +33,8 @@ CASES = (
     ((1,), 64, 64, 4, 32),
     ((1,), 333, 520, 2, 16),
     ((1,), 5, 24, 12, 256),
+    ((2,), 70, 192, 4, 16, 6),
+    ((1,), 64, 64, 8, 256, 2),
 )
 
 
@@ -43,12 +45,12 @@ def exact(*shape: int) -> torch.Tensor:
 
 def graph_of(pieces: int) -> tuple[Graph, list[torch.Tensor]]:
     """A layer for each case, with scale, bias and an activation behind."""
-    inputs = [exact(*outer, columns) for outer, _, columns, *_ in CASES]
+    inputs = [exact(*case[0], case[2]) for case in CASES]
     graph = Graph("tables", Structure.of((tuple(inputs), {})), Structure.of([0] * len(CASES)))
     given = [graph.add_input(f"x{i}", TensorType.of(x)) for i, x in enumerate(inputs)]
     results = []
-    for x, (_, rows, columns, d, words) in zip(given, CASES, strict=True):
-        weight = lookup(graph, rows, columns, d, words)
+    for x, (_, *case) in zip(given, CASES, strict=True):
+        rows, weight = case[0], lookup(graph, *case)
         weight = graph.call(aten.mul.Tensor, weight, graph.add_weight("scale", torch.rand(rows, 1)))
         y = graph.call(aten.linear.default, x, weight, graph.add_weight("bias", exact(rows)))
         results.append(graph.call(aten.relu.default, y))
@@ -56,13 +58,13 @@ def graph_of(pieces: int) -> tuple[Graph, list[torch.Tensor]]:
     return tabulated(graph, pieces), inputs
 
 
-def lookup(graph: Graph, rows: int, columns: int, d: int, words: int) -> fx.Node:
+def lookup(graph: Graph, rows: int, columns: int, d: int, words: int, *spaces: int) -> fx.Node:
     bits = words.bit_length() - 1
     indices = torch.randint(0, words, (rows, columns // d), dtype=torch.uint8)
     codes = graph.add_weight("codes", indices if bits == 8 else pack(indices, bits))
     if bits < 8:
         codes = graph.call(ops.unpack.default, codes, bits, columns // d)
-    codebook = exact(words, d).to(torch.float16)
+    codebook = exact(*spaces, words, d).to(torch.float16)
     return graph.call(ops.lookup.default, codes, graph.add_weight("codebook", codebook))
 
 
