@@ -43,7 +43,6 @@ from graphc.training.vectors import VectorTraining, express_vectors, utilization
 Figures = dict[str, Any]
 KEPT = Pipeline("canonicalize,fold_constants,eliminate_common_subexpressions,drop_unused")
 FOLDED = Pipeline("fold_batchnorm,eliminate_common_subexpressions,drop_unused")
-HELD_BACK = 2_000  # of jpeg_train: what training shows as its metric
 SHARED = Vector(d=9, codewords=256, shared=True)  # a piece is one 3x3 kernel
 FLOAT = ("conv1", "linear")  # the first and the last layer
 
@@ -64,10 +63,13 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
     teacher = FOLDED.run(original)
     student = vector_trainable(original, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
     untrained = FOLDED.run(express_vectors(student))
-    images, labels = data.jpeg_images("cifar10/jpeg_train.npz"), data.labels("cifar10/jpeg_train.npz")
-    held_back = normalized(images[-HELD_BACK:]), labels[-HELD_BACK:]
+    images = data.jpeg_images("cifar10/jpeg_train.npz", options.images)
+    labels = data.labels("cifar10/jpeg_train.npz", options.images)
+    kept = len(images) - len(images) // 25
+    held_back = normalized(images[kept:]), labels[kept:]
 
     def metric(graph: Graph) -> float:
+        """On the images that are not trained on; the original has seen them."""
         with torch.no_grad():
             found = torch.cat([graph.run_flat([part])[0].argmax(1) for part in held_back[0].split(options.batch)])
         return 100 * float((found == held_back[1]).float().mean())
@@ -79,7 +81,7 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
             steps, rate, warmup=min(100, steps // 10), seed=seed + 100 * phase, interval=options.interval,
             checkpoint=options.folder / f"{name}.safetensors", what=name,
         )  # fmt: skip
-        samples = Samples((images[:-HELD_BACK],), options.batch, training.seed, augmented)
+        samples = Samples((images[:kept],), options.batch, training.seed, augmented)
         with terminal() as bars:
             distill(student, teacher, samples, aims, training, metric, bars if sys.stderr.isatty() else logged)
     estimate_statistics(student, images[: 25 * 400])
@@ -237,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"
     )
+    parser.add_argument("--images", type=int, default=50_000, help="of resnet20; the last 25th are not trained on")
     parser.add_argument("--limit", type=int, help="judge resnet20 on so many images only")
     parser.add_argument("--folder", type=Path, default=Path("recovery"), help="where checkpoints lie")
     parser.add_argument("--output", type=Path, help="JSON, written after each seed; FOLDER/figures.json if not given")
