@@ -55,7 +55,8 @@ class Trainable(nn.Module):
                 self.register_parameter(place, nn.Parameter(value))
             else:
                 self.register_buffer(place, value)
-        replaced = {aten.convolution.default: _convolution, _BATCH_NORMS[0]: self._native, _BATCH_NORMS[1]: self._norm}
+        replaced: dict[Any, Callable[..., Any]] = {aten.convolution.default: _convolution}
+        replaced |= {_BATCH_NORMS[0]: self._native, _BATCH_NORMS[1]: self._norm}
         for node in self._running.calls:
             node.target = replaced.get(node.target, node.target)
         self.eval()
@@ -104,8 +105,8 @@ class Trainable(nn.Module):
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """torch's autocast on a CPU knows conv1d, conv2d and conv3d, but not this operator, which they become."""
-    given = (x, weight, bias)
     if torch.is_autocast_enabled("cpu"):
-        given = tuple(None if each is None else each.to(torch.get_autocast_dtype("cpu")) for each in given)
-    result: Tensor = aten.convolution.default(*given, *geometry)
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    result: Tensor = aten.convolution.default(x, weight, bias, *geometry)
     return result

@@ -88,8 +88,8 @@ class DistillationLoss:
                 raise TrainingError(f"features at %{name}: no node of both graphs; these are: {both}")
             self._compare(f"features at %{name}", name, ours[name], theirs[name], generator)
         if options.embedding:
-            results = (each.output.args[0][options.result] for each in (graph, teacher))  # type: ignore[index]
-            self._compare(f"embedding, result {options.result}", _EMBEDDING, *results, generator)  # type: ignore[call-arg]
+            our, their = (_result(each, options.result) for each in (graph, teacher))
+            self._compare(f"embedding, result {options.result}", _EMBEDDING, our, their, generator)
         self.maps = nn.ModuleList(self._map.values())
 
     def _compare(self, what: str, key: str, ours: fx.Node, theirs: fx.Node, generator: torch.Generator) -> None:
@@ -192,6 +192,11 @@ def _decoded(graph: Graph) -> list[str]:
                 )
             frozen |= behind[node]
     return [escape(name) for name in sorted(frozen)]
+
+
+def _result(graph: Graph, place: int) -> fx.Node:
+    found: fx.Node = graph.output.args[0][place]  # type: ignore[index, assignment]
+    return found
 
 
 class _Features:

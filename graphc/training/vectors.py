@@ -100,13 +100,13 @@ class VectorWeight(nn.Module):
         super().__init__()
         self.name, self.options, self.form, self.codebook, self.rest = name, options, form, codebook, rest
 
-    @torch.autocast("cpu", enabled=False)  # which codeword is nearest is not asked in bf16
     def forward(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
-        if self.options.assignment == "dkm" and self.training:
-            decoded = self._soft(rows)
-        else:
-            decoded = self._decoded(rows.detach()) + (rows - rows.detach())
+        with torch.autocast("cpu", enabled=False):  # which codeword is nearest is not asked in bf16
+            if self.options.assignment == "dkm" and self.training:
+                decoded = self._soft(rows)
+            else:
+                decoded = self._decoded(rows.detach()) + (rows - rows.detach())
         return decoded.reshape(latent.shape)
 
     def coded(self, latent: Tensor) -> Iterator[tuple[VectorWeight, Tensor, Tensor]]:
@@ -122,7 +122,7 @@ class VectorWeight(nn.Module):
     @torch.no_grad()
     def parts(self, latent: Tensor) -> dict[str, Tensor]:
         """What the format stores."""
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for place, (term, codes, scale) in enumerate(self.coded(latent)):
             form, stored = term.form, codes.to(torch.uint8)
             codebook = term.codebook.value if form.scale else term.codebook.value * scale
@@ -231,14 +231,14 @@ def vector_trainable(
             Codebook(value, trained=options.assignment != "dkm") for value in _initial(options, form, matrix, number)
         ]
         shared = codebooks if options.terms[0].shared else []
-        weight = VectorWeight(name, options, options.terms[-1], codebooks[-1])
+        coding = VectorWeight(name, options, options.terms[-1], codebooks[-1])
         for term, codebook in zip(options.terms[-2::-1], codebooks[-2::-1], strict=True):
-            weight = VectorWeight(name, options, term, codebook, weight)
+            coding = VectorWeight(name, options, term, codebook, coding)
         latent = module.weight(name)
         place = next(place for place, value in module.named_parameters() if value is latent)
         if options.assignment == "cosine":
-            weight.fit(latent)
-        parametrize.register_parametrization(module, place, weight)
+            coding.fit(latent)
+        parametrize.register_parametrization(module, place, coding)
     return module
 
 
