@@ -1,7 +1,7 @@
 """What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
 
-    python -m graphc.tools.recovery vectors sparsity                 scikit-learn's digits, three seeds: minutes
-    python -m graphc.tools.recovery resnet20 --steps 4000 1500 --learning-rate 1e-3 3e-4 --folder FOLDER
+    python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8    scikit-learn's digits: minutes
+    python -m graphc.tools.recovery resnet20 --steps 4000 1500 --learning-rate 1e-3 4e-4 --folder FOLDER
                                           half an hour a seed on a core of its own; goes on where it was stopped
 
 ResNet-20 (`resnet20_jpeg`) trains on jpeg_train, towards the float network's logits and without labels, judged on
@@ -75,10 +75,13 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
         return 100 * float((found == held_back[1]).float().mean())
 
     aims = Distillation(temperature=options.temperature, precision="bf16")
-    for phase, (steps, rate) in enumerate(zip(options.steps, options.learning_rate, strict=True)):
+    slow = options.latent_rate or [1.0] * len(options.steps)
+    phases = zip(options.steps, options.learning_rate, slow, strict=True)
+    for phase, (steps, rate, latent) in enumerate(phases):
         name = f"resnet20-{options.assignment}-{'+'.join(map(str, options.steps[: phase + 1]))}x{options.batch}-{seed}"
         training = Training(
             steps, rate, warmup=min(100, steps // 10), seed=seed + 100 * phase, interval=options.interval,
+            rates={} if latent == 1 else {"parametrizations.*.original": latent},
             checkpoint=options.folder / f"{name}.safetensors", what=name,
         )  # fmt: skip
         samples = Samples((images[:kept],), options.batch, training.seed, augmented)
@@ -235,6 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="of resnet20")
     parser.add_argument("--interval", type=int, default=100, help="steps between two checkpoints of resnet20")
     parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="of resnet20's phases")
+    parser.add_argument(
+        "--latent-rate", type=float, nargs="+", help="factor of it for the latent weights, each phase's"
+    )
     parser.add_argument("--temperature", type=float, default=4.0, help="of resnet20's distillation")
     parser.add_argument(
         "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"

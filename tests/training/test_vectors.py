@@ -128,7 +128,7 @@ def test_a_shared_codebook_is_stored_once(teacher, samples):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_cosine_uses_more_codewords_than_euclidean_from_a_bad_start(seed, teacher, samples):
-    """papers.md, section 18: no re-seeding, equal bytes. Which is more accurate differs: see graphc.tools.recovery."""
+    """papers.md, section 18: no re-seeding, equal bytes. Accuracy needs more seeds: see graphc.tools.recovery."""
     found = {}
     for assignment in ("euclidean", "cosine"):
         form = formats.parse(f"vector(d=8,codewords=256,scale=false,seed={seed})")
