@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from graphc.graph import Graph, arguments
 
-_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
+aten = torch.ops.aten
+_BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.batch_norm.default)  # as traced, as canonical
 
 
 class Trainable(nn.Module):
@@ -26,7 +27,8 @@ class Trainable(nn.Module):
     Parameters are copies of all floating weights but those whose name matches `frozen` (shell patterns), running means
     and variances, and masks (which hold infinities); these, and integers, are buffers. Each is named as the node that
     reads it. In training mode batch normalization uses the batch's statistics and updates the running ones, as in
-    torch; in evaluation mode, where a module starts, it is what the graph says.
+    torch; in evaluation mode, where a module starts, it is what the graph says. Under torch.autocast products are
+    computed in its dtype.
     """
 
     def __init__(self, graph: Graph, frozen: Sequence[str] = ()) -> None:
@@ -37,7 +39,7 @@ class Trainable(nn.Module):
         statistics = {
             str(used.target)
             for node in graph.calls
-            if node.target is _BATCH_NORM
+            if node.target in _BATCH_NORMS
             for used in arguments(node)[3:5]
             if isinstance(used, fx.Node) and used.op == "get_attr"
         }
@@ -53,9 +55,10 @@ class Trainable(nn.Module):
                 self.register_parameter(place, nn.Parameter(value))
             else:
                 self.register_buffer(place, value)
+        replaced: dict[Any, Callable[..., Any]] = {aten.convolution.default: _convolution}
+        replaced |= {_BATCH_NORMS[0]: self._native, _BATCH_NORMS[1]: self._norm}
         for node in self._running.calls:
-            if node.target is _BATCH_NORM:
-                node.target = self._batch_norm
+            node.target = replaced.get(node.target, node.target)
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,15 +83,30 @@ class Trainable(nn.Module):
             result.weights[name] = self.weight(name).detach().cpu().clone()
         return result
 
-    def _batch_norm(
+    def _native(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float,
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         if not self.training:
-            result: tuple[Tensor, Tensor, Tensor] = _BATCH_NORM(x, weight, bias, mean, variance, momentum, epsilon)
+            result: tuple[Tensor, Tensor, Tensor] = _BATCH_NORMS[0](x, weight, bias, mean, variance, momentum, epsilon)
             return result
         # The native function updates the running statistics in place; they are buffers here.
         trained: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
             x, weight, bias, mean, variance, True, momentum, epsilon
         )
         return trained
+
+    def _norm(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, training: bool,
+        momentum: float, epsilon: float, cudnn: bool,
+    ) -> Tensor:  # fmt: skip
+        return self._native(x, weight, bias, mean, variance, momentum, epsilon)[0]
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """torch's autocast on a CPU knows conv1d, conv2d and conv3d, but not this operator, which they become."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    result: Tensor = aten.convolution.default(x, weight, bias, *geometry)
+    return result

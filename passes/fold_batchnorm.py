@@ -58,6 +58,8 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
         return False
     x, weight_node, bias_node, *geometry = arguments(layer)
     weight, bias = graph.weight(weight_node), graph.weight(bias_node)
+    decoded, stored_node = (None, weight_node) if weight is not None else _scaled(layer, weight_node)
+    weight = graph.weight(stored_node)
     if len(layer.users) != 1 or weight is None or (bias is None and bias_node is not None):
         return False
     # For a linear layer on [N, L, C], batch normalization's channels are L, not the output features.
@@ -76,19 +78,33 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     shifted = -mean.double() if bias is None else bias.double() - mean.double()
     new_bias = shifted * scale + (0 if beta is None else beta.double())
     new_weight = weight.double() * _along_outputs(layer, weight, scale)
-    stem = str(weight_node.target)
+    stem = str(stored_node.target)
     with graph.at(layer):
-        new = graph.call(
-            layer.target,
-            x,
-            graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous()),
-            graph.add_weight(f"{stem.removesuffix('.weight')}.bias.folded", new_bias.to(weight.dtype)),
-            *geometry,
-        )
+        new_node = graph.add_weight(f"{stem}.folded", new_weight.to(weight.dtype).contiguous())
+        if decoded is not None:
+            new_node = graph.call(aten.mul.Tensor, decoded.args[0], new_node)
+            if decoded is not weight_node:
+                new_node = graph.call(aten.view.default, new_node, weight_node.args[1])
+        bias_name = f"{stem.removesuffix('.scale').removesuffix('.weight')}.bias.folded"
+        new_bias_node = graph.add_weight(bias_name, new_bias.to(weight.dtype))
+        new = graph.call(layer.target, x, new_node, new_bias_node, *geometry)
     graph.replace(node, new)
     graph.fx.erase_node(layer)
     graph.rename(new, layer.name)
     return True
+
+
+def _scaled(layer: fx.Node, weight: fx.Node) -> tuple[fx.Node | None, fx.Node]:
+    """The product of a decoded weight [outputs, columns] and a factor for each output, which can take s in, and this
+    factor; else None and the weight."""
+    product = weight.args[0] if weight.target is aten.view.default else weight
+    transposed = layer.target is aten.convolution.default and layer.args[6]
+    if transposed or not isinstance(product, fx.Node) or product.target is not aten.mul.Tensor:
+        return None, weight
+    outputs, factor = weight.meta["type"].shape[0], product.args[1]
+    by_row = isinstance(factor, fx.Node) and factor.meta["type"].shape == (outputs, 1)
+    by_row = by_row and product.meta["type"].shape[0] == outputs
+    return (product, factor) if by_row else (None, weight)  # type: ignore[return-value]
 
 
 def _along_outputs(layer: fx.Node, weight: Tensor, scale: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 import graphc
+from graphc.pipeline import Pipeline
 from graphc.text import dump
 from graphc.trainable import Trainable
 from graphc.verifier import verify
@@ -24,10 +26,11 @@ def test_computes_what_the_graph_computes(traced, relative_error):
     assert relative_error(traced.graph.run_flat(list(traced.inputs)), found) == 0
 
 
-def test_training_follows_torch_step_by_step():
+@pytest.mark.parametrize("passes", ["", "canonicalize"])
+def test_training_follows_torch_step_by_step(passes):
     model = _network().eval()
     x = torch.randn(6, 3, 5, 5)
-    graph = graphc.trace(model, (x,))
+    graph = Pipeline(passes).run(graphc.trace(model, (x,)))
     before = dump(graph)
     module = Trainable(graph).train()
     reference = copy.deepcopy(model).train()
@@ -42,6 +45,15 @@ def test_training_follows_torch_step_by_step():
     assert dump(graph) == before, "training changed the graph that it began with"
     torch.testing.assert_close(result.run(x), reference.eval()(x))
     torch.testing.assert_close(result.weights["1.running_var"], reference[1].running_var)
+
+
+def test_products_under_autocast_are_in_its_dtype():
+    seen = {}
+    module = Trainable(graphc.trace(_network().eval(), (torch.randn(6, 3, 5, 5),)))
+    with torch.autocast("cpu", torch.bfloat16):
+        module.run_flat([torch.randn(6, 3, 5, 5)], lambda node, value: seen.__setitem__(str(node.name), value))
+    products = [value.dtype for name, value in seen.items() if "conv" in name or "linear" in name or "addmm" in name]
+    assert products == [torch.bfloat16, torch.bfloat16]
 
 
 def test_statistics_masks_and_frozen_weights_are_no_parameters():

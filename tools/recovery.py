@@ -1,7 +1,8 @@
 """What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
 
-    python -m graphc.tools.recovery vectors sparsity                 scikit-learn's digits, three seeds: minutes
-    python -m graphc.tools.recovery resnet20 --steps 8000            hours on two cores; goes on where it was stopped
+    python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8    scikit-learn's digits: minutes
+    python -m graphc.tools.recovery resnet20 --steps 4000 1500 --learning-rate 1e-3 4e-4 --folder FOLDER
+                                          half an hour a seed on a core of its own; goes on where it was stopped
 
 ResNet-20 (`resnet20_jpeg`) trains on jpeg_train, towards the float network's logits and without labels, judged on
 jpeg_test. Its bytes are those of all stored weights: codes, codebook, scales, biases and the layers left in float.
@@ -40,10 +41,10 @@ from graphc.training.sparsification import Penalty, largest_threshold, layer_wei
 from graphc.training.vectors import VectorTraining, express_vectors, utilization, vector_trainable
 
 Figures = dict[str, Any]
-CLEAN = "canonicalize,fold_constants,fold_batchnorm,eliminate_common_subexpressions,drop_unused"
+KEPT = Pipeline("canonicalize,fold_constants,eliminate_common_subexpressions,drop_unused")
+FOLDED = Pipeline("fold_batchnorm,eliminate_common_subexpressions,drop_unused")
 SHARED = Vector(d=9, codewords=256, shared=True)  # a piece is one 3x3 kernel
 FLOAT = ("conv1", "linear")  # the first and the last layer
-ONCE = Pipeline("eliminate_common_subexpressions,drop_unused")
 
 
 def stored(graph: Graph) -> int:
@@ -57,36 +58,42 @@ def stored(graph: Graph) -> int:
 def resnet20(options: argparse.Namespace, seed: int) -> Figures:
     entry = MODELS["resnet20_jpeg"]
     example = (entry.example_inputs(4)[0],)
-    teacher = Pipeline(CLEAN).run(
-        graphc.trace(entry.build(), example, dynamic_shapes=({0: Dim("batch", min=1, max=1024)},))
-    )
-    student = vector_trainable(teacher, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
-    untrained = ONCE.run(express_vectors(student))
-    images = data.jpeg_images("cifar10/jpeg_train.npz", min(50_000, options.steps * options.batch))
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    # Batch normalizations stay while codewords move, and go into the scales of the rows in the end.
+    original = KEPT.run(graphc.trace(entry.build(), example, dynamic_shapes=({0: Dim("batch", min=1, max=1024)},)))
+    teacher = FOLDED.run(original)
+    student = vector_trainable(original, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
+    untrained = FOLDED.run(express_vectors(student))
+    images = data.jpeg_images("cifar10/jpeg_train.npz", options.images)
+    labels = data.labels("cifar10/jpeg_train.npz", options.images)
+    kept = len(images) - len(images) // 25
+    held_back = normalized(images[kept:]), labels[kept:]
 
-    def prepare(batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """A crop of 32x32 from the padded image, flipped or not, normalized."""
-        shift, flip = torch.randint(5, (2,), generator=generator).tolist(), torch.rand((), generator=generator) < 0.5
-        x = nn.functional.pad((batch[0] / 255 - mean) / deviation, (2, 2, 2, 2))
-        x = x[:, :, shift[0] : shift[0] + 32, shift[1] : shift[1] + 32]
-        return [x.flip(3) if flip else x]
+    def metric(graph: Graph) -> float:
+        """On the images that are not trained on; the original has seen them."""
+        with torch.no_grad():
+            found = torch.cat([graph.run_flat([part])[0].argmax(1) for part in held_back[0].split(options.batch)])
+        return 100 * float((found == held_back[1]).float().mean())
 
-    samples = Samples((images,), options.batch, seed, prepare)
-    checkpoint = options.folder / f"resnet20-{options.assignment}-{options.steps}x{options.batch}-{seed}.safetensors"
-    training = Training(
-        options.steps, options.learning_rate, warmup=min(50, options.steps // 10), seed=seed, checkpoint=checkpoint,
-        interval=20, what=f"resnet20, seed {seed}",
-    )  # fmt: skip
-    with terminal() as show:
-        distill(student, teacher, samples, Distillation(temperature=options.temperature), training, progress=show)
-    result = ONCE.run(express_vectors(student))
+    aims = Distillation(temperature=options.temperature, precision="bf16")
+    slow = options.latent_rate or [1.0] * len(options.steps)
+    phases = zip(options.steps, options.learning_rate, slow, strict=True)
+    for phase, (steps, rate, latent) in enumerate(phases):
+        name = f"resnet20-{options.assignment}-{'+'.join(map(str, options.steps[: phase + 1]))}x{options.batch}-{seed}"
+        training = Training(
+            steps, rate, warmup=min(100, steps // 10), seed=seed + 100 * phase, interval=options.interval,
+            rates={} if latent == 1 else {"parametrizations.*.original": latent},
+            checkpoint=options.folder / f"{name}.safetensors", what=name,
+        )  # fmt: skip
+        samples = Samples((images[:kept],), options.batch, training.seed, augmented)
+        with terminal() as bars:
+            distill(student, teacher, samples, aims, training, metric, bars if sys.stderr.isatty() else logged)
+    estimate_statistics(student, images[: 25 * 400])
+    result = FOLDED.run(express_vectors(student))
     names = layer_weights(teacher, exclude=FLOAT)
-    coded = {
-        id(value): value for name, value in result.weights.items() if name.endswith((".codes", ".codebook", ".scale"))
-    }
+    parts = (".codes", ".codebook", ".scale.folded")
+    coded = {id(value): value for name, value in result.weights.items() if name.endswith(parts)}
     return {
-        "float top-1 %": entry.baseline,
+        "float top-1 %": entry.evaluate(teacher.run, options.limit),
         "top-1 % before training": entry.evaluate(untrained.run, options.limit),
         "top-1 % after training": entry.evaluate(result.run, options.limit),
         "bits a weight of the coded layers": round(
@@ -94,8 +101,40 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
         ),
         "bytes": stored(result),
         "times smaller than fp32": round(stored(teacher) / stored(result), 2),
-        "images trained on, repetitions counted": options.steps * options.batch,
+        "images trained on, repetitions counted": sum(options.steps) * options.batch,
     }
+
+
+def estimate_statistics(student: Trainable, images: Tensor) -> None:
+    """Of batch normalizations: of codewords that no longer move and images that are not augmented."""
+    student.train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for part in images.split(400):
+            student.run_flat([normalized(part)])
+    student.eval()
+
+
+def normalized(images: Tensor) -> Tensor:
+    """uint8 [N, 3, 32, 32] -> what the network takes, in the memory order in which convolutions are fastest."""
+    mean, deviation = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return ((images / 255 - mean) / deviation).to(memory_format=torch.channels_last)
+
+
+def augmented(batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Each image flipped or not, the batch cropped to 32x32 from the padded images."""
+    x = nn.functional.pad(normalized(batch[0]), (4, 4, 4, 4))
+    flipped = torch.rand(len(x), generator=generator) < 0.5
+    x = torch.where(flipped[:, None, None, None], x.flip(3), x)
+    parts = []
+    for part in x.chunk(8):
+        down, right = torch.randint(9, (2,), generator=generator).tolist()
+        parts.append(part[:, :, down : down + 32, right : right + 32])
+    return [torch.cat(parts).contiguous(memory_format=torch.channels_last), *batch[1:]]
+
+
+def logged(what: str, done: int, total: int) -> None:
+    if done % 50 == 0:
+        print(f"{time.strftime('%H:%M:%S')} {what} {done}/{total}", flush=True)
 
 
 # -- digits ---------------------------------------------------------------------------------------
@@ -138,7 +177,7 @@ class Digits:
 
 
 def vectors(options: argparse.Namespace, seed: int) -> Figures:
-    """From a random codebook of the wrong size, without re-seeding; the seconds of an epoch are this machine's."""
+    """From a random codebook of the wrong size, without re-seeding; the seconds are the processor's, in one thread."""
     digits, figures = Digits(seed), Figures()
     figures["float top-1 %"] = digits.accuracy(digits.graph)
     for d, codewords in ((4, 16), (8, 16), (8, 256)):
@@ -146,9 +185,9 @@ def vectors(options: argparse.Namespace, seed: int) -> Figures:
         for assignment in ("euclidean", "cosine", "dkm"):
             form = Vector(d, codewords, scale=False, seed=seed)
             module = vector_trainable(digits.graph, VectorTraining(form, assignment, "random"))
-            start = time.perf_counter()
+            start = time.process_time()
             digits.train(module, 8)
-            seconds[assignment] = (time.perf_counter() - start) / 8
+            seconds[assignment] = (time.process_time() - start) / 8
             name = f"d{d} K{codewords} {assignment}"
             figures[f"{name}: top-1 %"] = digits.accuracy(express_vectors(module))
             figures[f"{name}: perplexity / K"] = utilization(module)
@@ -159,20 +198,27 @@ def vectors(options: argparse.Namespace, seed: int) -> Figures:
 def sparsity(options: argparse.Namespace, seed: int) -> Figures:
     """Each penalty for 30 epochs, TAMADE at delta 0.02, then five epochs on the weights that are left.
 
-    The penalties' strengths are such that networks with R-L1 are about as accurate as those with DRR.
+    The penalties' strengths are such that networks with R-L1 are about as accurate as those with DRR. delta is relative
+    to a loss that a penalty has raised; so magnitude's threshold is also found for the loss that DRR ends at.
     """
     digits, figures = Digits(seed), Figures()
     names = layer_weights(digits.graph)
+    graphs, thresholds = {}, {}
     for name, penalty in PENALTIES.items():
         module = Trainable(digits.graph)
         weights = [module.weight(each) for each in names]
         digits.train(module, 30, lambda penalty=penalty, weights=weights: penalty(weights))  # type: ignore[misc]
-        masked, found = largest_threshold(module.graph(), names, digits.loss)
+        graphs[name] = module.graph()
+        masked, found = largest_threshold(graphs[name], names, digits.loss)
         tuned = masked_trainable(masked, names)
         digits.train(tuned, 5)
         figures[f"{name}: times fewer weights"] = found.ratio
         figures[f"{name}: loss at the threshold"] = found.loss
         figures[f"{name}: top-1 %"] = digits.accuracy(tuned.graph())
+        thresholds[name] = found
+    delta = thresholds["DRR"].loss / digits.loss(graphs["magnitude"]) - 1
+    masked, found = largest_threshold(graphs["magnitude"], names, digits.loss, delta)
+    figures["magnitude at DRR's loss: times fewer weights"] = found.ratio
     return figures
 
 
@@ -188,27 +234,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m graphc.tools.recovery", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120, help="of resnet20")
+    parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of resnet20, of each phase")
     parser.add_argument("--batch", type=int, default=64, help="of resnet20")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of resnet20")
+    parser.add_argument("--interval", type=int, default=100, help="steps between two checkpoints of resnet20")
+    parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="of resnet20's phases")
+    parser.add_argument(
+        "--latent-rate", type=float, nargs="+", help="factor of it for the latent weights, each phase's"
+    )
     parser.add_argument("--temperature", type=float, default=4.0, help="of resnet20's distillation")
     parser.add_argument(
         "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"
     )
+    parser.add_argument("--images", type=int, default=50_000, help="of resnet20; the last 25th are not trained on")
     parser.add_argument("--limit", type=int, help="judge resnet20 on so many images only")
-    parser.add_argument("--folder", type=Path, default=Path("recovery"), help="where checkpoints and figures lie")
+    parser.add_argument("--folder", type=Path, default=Path("recovery"), help="where checkpoints lie")
+    parser.add_argument("--output", type=Path, help="JSON, written after each seed; FOLDER/figures.json if not given")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, list[Figures]] = {}
+    measured: dict[str, dict[int, Figures]] = {}
     for name in options.names:
+        measured[name] = {}
+        for seed in options.seeds:
+            measured[name][seed] = FIGURES[name](options, seed)
+            text = json.dumps({"torch": torch.__version__, **measured}, indent=2) + "\n"
+            container.write(options.output or options.folder / "figures.json", text.encode())
         table = Table("figure", *(f"seed {seed}" for seed in options.seeds), "mean", title=name)
-        measured[name] = [FIGURES[name](options, seed) for seed in options.seeds]
-        for key in measured[name][0]:
-            values = [figures[key] for figures in measured[name]]
+        for key in measured[name][options.seeds[0]]:
+            values = [figures[key] for figures in measured[name].values()]
             table.add_row(key, *(f"{value:.4g}" for value in (*values, statistics.fmean(values))))
         Console().print(table)
-        text = json.dumps({"seeds": options.seeds, **measured}, indent=2) + "\n"
-        container.write(options.folder / "figures.json", text.encode())
     return 0
 
 

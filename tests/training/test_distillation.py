@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import graphc
 from graphc.errors import TrainingError
 from graphc.pipeline import PassContext, Pipeline
 from graphc.text import dump
@@ -72,6 +74,71 @@ def test_features_are_learned(teacher, pruned, digits):
     result = distill(pruned, teacher, Samples(digits[:1], 50), options, Training(48, 2e-3))
     before, after = (loss_of(graph, teacher, options, digits[2]) for graph in (pruned, result))
     assert after < before / 4
+
+
+@pytest.fixture
+def narrow(samples):
+    """A network 64-48-64-7 that knows nothing: its middle is narrower than the teacher's, and so are its results."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 7))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    return graphc.trace(model.eval(), (torch.randn(4, 64),), dynamic_shapes=({0: batch},))
+
+
+def test_a_narrower_network_learns_features_and_embeddings_through_a_map(narrow, teacher, digits, samples):
+    node = next(node.name for node in teacher.calls if "relu" in node.name)
+    unlabelled = Samples(digits[:1], 50)
+    for options in (
+        Distillation(logits=0, features=1, nodes=(node,)),
+        Distillation(logits=0, embedding=1),
+    ):
+        told = []
+        distill(
+            narrow,
+            teacher,
+            unlabelled,
+            options,
+            Training(96, 3e-3),
+            progress=lambda what, *_, told=told: told.append(what),
+        )
+        first, last = (float(what.partition("loss ")[2]) for what in (told[0], told[-1]))
+        assert last < first / 2
+    loss = DistillationLoss(Trainable(narrow), teacher, Distillation(features=1, nodes=(node,), embedding=1, logits=0))
+    assert [tuple(each.matrix.shape) for each in loss.maps] == [(64, 48), (10, 7)]
+
+
+def test_what_no_map_brings_together_is_refused(teacher):
+    def pooled(size):
+        layers = nn.Conv2d(1, size, 3), nn.AdaptiveAvgPool2d(size), nn.Flatten()
+        return graphc.trace(nn.Sequential(*layers).eval(), (torch.randn(2, 1, 8, 8),))
+
+    ours, theirs = pooled(2), pooled(4)
+    node = next(node.name for node in theirs.calls if node.meta["type"].shape == (2, 4, 4, 4))
+    with pytest.raises(TrainingError, match=rf"features at %{node}: f32\[2, 2, 2, 2\] against the teacher's f32\[2, 4"):
+        DistillationLoss(Trainable(ours), theirs, Distillation(features=1, nodes=(node,)))
+
+
+def test_the_metric_sees_the_student_as_it_is(teacher, pruned, digits, accuracy):
+    told = []
+    training = Training(48, 3e-3, interval=24)
+    found = distill(
+        pruned, teacher, Samples(digits[:1], 50), None, training, accuracy, lambda what, *_: told.append(what)
+    )
+    assert f"metric {accuracy(found):.4g}" in told[-1]
+    assert told[-1] != told[24]
+
+
+def test_products_in_bf16_train_as_well(teacher, pruned, digits, accuracy):
+    options = Distillation(precision="bf16")
+    x = digits[0][:50]
+    losses = (DistillationLoss(Trainable(pruned), teacher, each)([x]).detach() for each in (Distillation(), options))
+    exact, rough = losses
+    assert exact.dtype == rough.dtype == torch.float32
+    assert float(exact) != float(rough)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0)
+    result = distill(pruned, teacher, Samples(digits[:1], 50), options, Training(240, 3e-3))
+    assert accuracy(result) > accuracy(teacher) - 3
 
 
 def test_of_a_compressed_network_the_rest_is_trained(teacher, digits):
