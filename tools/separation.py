@@ -8,7 +8,8 @@ autoencoder  the replica of DSC-JSCC (arXiv:2604.22338): an autoencoder of 5 + 5
              the network trained on, as long as the original itself is. PSNR on test images, the same noise for all.
 
 The two checks, as inequalities with their figures: what is lost for each parameter saved is least for intermediate
-layers, those that face neither the image nor the channel; the SVD is no worse a beginning than chance.
+layers, those that face neither the image nor the channel; the SVD is no worse a beginning than chance. Figures are
+written seed by seed, and a second run goes on after the seeds that are written.
 
     python -m graphc.tools.separation layers autoencoder --seeds 0 1 2 --output tools/results/separation.json
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -53,7 +54,7 @@ def check(text: str, less: float, more: float) -> Figures:
 # -- without training -----------------------------------------------------------------------------
 
 
-def layers(options: argparse.Namespace, progress: Progress) -> Figures:
+def layers(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
     entry = MODELS[options.model]
     graph = graphc.trace(entry.build(), entry.example_inputs(entry.batch))
     images = batches(graph, entry.calibration(options.count))
@@ -76,7 +77,7 @@ def layers(options: argparse.Namespace, progress: Progress) -> Figures:
     ]
     costs = [row["error per million saved"] for row in rows]
     nearer = sum(all(one.error <= other[place].error for other in chance) for place, one in enumerate(best))
-    return {
+    yield {
         "model": options.model,
         "images": options.count,
         "seeds": options.seeds,
@@ -186,13 +187,17 @@ def replica(images: Tensor, test: Tensor, steps: int, more: int, seed: int, prog
     return {"seed": seed, "PSNR of the original, trained on": longer, "rows": rows}
 
 
-def autoencoder(options: argparse.Namespace, progress: Progress) -> Figures:
-    images, test = (
-        data.jpeg_images(f"cifar10/jpeg_{name}.npz", 10_000 if name == "train" else 1000) / 255
-        for name in ("train", "test")
+def autoencoder(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
+    """The figures after each seed; those that are `known` from a run with the same options are not trained again."""
+    train_images, test = (
+        data.jpeg_images(f"cifar10/jpeg_{name}.npz", count) / 255 for name, count in (("train", 10_000), ("test", 1000))
     )
-    runs = [replica(images, test, options.steps, options.more, seed, progress) for seed in options.seeds]
-    return {"steps": options.steps, "more steps": options.more, "runs": runs, "checks": checks(runs)}
+    settings = {"steps": options.steps, "more steps": options.more, "images": [len(train_images), len(test)]}
+    runs = list(known["runs"]) if known.get("settings") == settings else []
+    for seed in options.seeds:
+        if all(run["seed"] != seed for run in runs):
+            runs.append(replica(train_images, test, options.steps, options.more, seed, progress))
+        yield {"settings": settings, "runs": runs, "checks": checks(runs)}
 
 
 def checks(runs: Sequence[Figures]) -> list[Figures]:
@@ -212,7 +217,10 @@ def checks(runs: Sequence[Figures]) -> list[Figures]:
     ]
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Progress], Figures]] = {"layers": layers, "autoencoder": autoencoder}
+PARTS: dict[str, Callable[[argparse.Namespace, Figures, Progress], Iterator[Figures]]] = {
+    "layers": layers,
+    "autoencoder": autoencoder,
+}
 
 
 def main() -> None:
@@ -221,16 +229,19 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20_jpeg", choices=sorted(MODELS), help="of layers")
     parser.add_argument("--count", type=int, default=100, help="calibration images of layers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="of the autoencoder's training")
-    parser.add_argument("--more", type=int, default=150, help="steps after each substitution")
+    parser.add_argument("--steps", type=int, default=500, help="of the autoencoder's training")
+    parser.add_argument("--more", type=int, default=60, help="steps after each substitution")
     parser.add_argument("--output", type=Path, help="where the figures are written as JSON")
     options = parser.parse_args()
     found: Figures = {}
+    if options.output and options.output.exists():
+        found = json.loads(options.output.read_text())
     with terminal() as progress:
         for part in options.parts:
-            found[part] = PARTS[part](options, progress)
-            if options.output:
-                container.write(options.output, (json.dumps(found, indent=2) + "\n").encode())
+            for figures in PARTS[part](options, found.get(part, {}), progress):
+                found[part] = figures
+                if options.output:
+                    container.write(options.output, (json.dumps(found, indent=2) + "\n").encode())
     Console().print_json(json.dumps(found))
 
 
