@@ -7,89 +7,17 @@ result counts channels with a key for each place, or None where nothing is known
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import fx
 
-from graphc.graph import Graph, arguments, is_item
+from graphc.channel_relation import Key, Labels, Relation, shape_of
+from graphc.graph import arguments, is_item
 
 aten = torch.ops.aten
 SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
-
-Key = tuple[str, int]  # one channel where it arises: the node's name and the place
-FIXED_KEY: Key = ("", 0)
-Labels = tuple[int, tuple[Key, ...]]  # the axis, and the key of each place along it
-
-
-class Relation:
-    """relation: which channels go together, as edges between keys. labels: axis and keys of each value that has
-    channels. uses: by weight and user, the keys along the axes of the weight."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.relation = nx.Graph()
-        self.relation.add_node(FIXED_KEY)
-        self.labels: dict[fx.Node, Labels] = {}
-        self.uses: dict[str, dict[fx.Node, dict[int, tuple[Key, ...]]]] = defaultdict(dict)
-
-    def fresh(self, node: fx.Node, count: int) -> tuple[Key, ...]:
-        keys = tuple((node.name, place) for place in range(count))
-        self.relation.add_nodes_from(keys)
-        return keys
-
-    def couple(self, one: Sequence[Key], other: Sequence[Key]) -> None:
-        self.relation.add_edges_from(zip(one, other, strict=True))
-
-    def fix(self, node: fx.Node) -> None:
-        """All channels that a node reads must stay."""
-        for used in node.all_input_nodes:
-            self.along(used, None)
-
-    def take(self, node: fx.Node) -> None:
-        """Apply the rule of a node's operator."""
-        found = _item(self, node) if is_item(node) else _RULES.get(node.target, _unknown)(self, node)
-        if found is not None:
-            self.labels[node] = found
-
-    def along(self, value: fx.Node, axis: int | None) -> tuple[Key, ...]:
-        """The keys along one axis; where the value's channels lie along another one they must stay."""
-        own = self.labels.get(value)
-        if own is not None and own[0] == axis:
-            return own[1]
-        if own is not None:
-            self.couple(own[1], [FIXED_KEY] * len(own[1]))
-        size = None if axis is None else _shape(value)[axis]
-        return (FIXED_KEY,) * size if isinstance(size, int) else ()
-
-    def stored(self, weight: Any, user: fx.Node, axes: Mapping[int, tuple[Key, ...]]) -> None:
-        """A use of a weight whose places along these axes are channels; one that is computed fixes them."""
-        if not isinstance(weight, fx.Node):
-            return
-        if weight.op == "get_attr" and user not in self.uses[str(weight.target)]:
-            self.uses[str(weight.target)][user] = dict(axes)
-            return
-        self.along(weight, None)
-        for keys in axes.values():
-            self.couple(keys, [FIXED_KEY] * len(keys))
-
-    def agreed(self) -> dict[str, dict[int, tuple[Key, ...]]]:
-        """Each weight's axes. All users see the same channels, so theirs are coupled; one without any fixes them."""
-        users: dict[str, set[fx.Node]] = defaultdict(set)
-        for node in self.graph:
-            if node.op == "get_attr":
-                users[str(node.target)].update(node.users)
-        for name, uses in self.uses.items():
-            for axis in sorted({axis for axes in uses.values() for axis in axes}):
-                (first, *others) = [axes.get(axis) for axes in uses.values()] + [None] * (len(users[name]) - len(uses))
-                for other in others:
-                    known = first or other or ()
-                    self.couple(known, other if first and other else [FIXED_KEY] * len(known))
-        return {name: next(iter(uses.values())) for name, uses in self.uses.items()}
-
 
 _Rule = Callable[[Relation, fx.Node], "Labels | None"]
 _RULES: dict[Any, _Rule] = {}
@@ -103,9 +31,11 @@ def _rule(*targets: Any) -> Callable[[_Rule], _Rule]:
     return register
 
 
-def _shape(node: fx.Node) -> tuple[Any, ...]:
-    kind = node.meta["type"]
-    return (kind[0] if isinstance(kind, tuple) else kind).shape  # type: ignore[no-any-return]
+def take(work: Relation, node: fx.Node) -> None:
+    """Apply the rule of a node's operator: its result's channels become labels of the relation."""
+    found = _item(work, node) if is_item(node) else _RULES.get(node.target, _unknown)(work, node)
+    if found is not None:
+        work.labels[node] = found
 
 
 def _unknown(work: Relation, node: fx.Node) -> Labels | None:
@@ -122,24 +52,24 @@ def _item(work: Relation, node: fx.Node) -> Labels | None:
         return found
     if source.target in SPLITS and found is not None:
         axis, keys = found
-        if axis != arguments(source)[2] % len(_shape(node)):
+        if axis != arguments(source)[2] % len(shape_of(node)):
             return found
         start = sum(kind.shape[axis] for kind in source.meta["type"][:place])
-        return axis, keys[start : start + _shape(node)[axis]]
+        return axis, keys[start : start + shape_of(node)[axis]]
     return _unknown(work, node)
 
 
 @_rule(aten.convolution.default)
 def _convolution(work: Relation, node: fx.Node) -> Labels | None:
     x, weight, bias, *_, transposed, _, groups = arguments(node)
-    if len(_shape(x)) != len(_shape(weight)):
+    if len(shape_of(x)) != len(shape_of(weight)):
         return _unknown(work, node)
     inputs = work.along(x, 1)
     if groups == len(inputs) > 1 and not transposed:  # depthwise: each output belongs to its input
-        outputs = tuple(inputs[place * groups // _shape(node)[1]] for place in range(_shape(node)[1]))
+        outputs = tuple(inputs[place * groups // shape_of(node)[1]] for place in range(shape_of(node)[1]))
         axes = {0: outputs}
     else:
-        outputs = work.fresh(node, _shape(node)[1])
+        outputs = work.fresh(node, shape_of(node)[1])
         for keys in (inputs, outputs) if groups > 1 else ():  # every group must keep the same places
             size = len(keys) // groups
             work.couple(keys[size:], (keys[:size] * groups)[size:])
@@ -153,10 +83,10 @@ def _convolution(work: Relation, node: fx.Node) -> Labels | None:
 @_rule(aten.linear.default)
 def _linear(work: Relation, node: fx.Node) -> Labels:
     x, weight, bias = arguments(node)
-    outputs = work.fresh(node, _shape(node)[-1])
-    work.stored(weight, node, {0: outputs, 1: work.along(x, len(_shape(x)) - 1)})
+    outputs = work.fresh(node, shape_of(node)[-1])
+    work.stored(weight, node, {0: outputs, 1: work.along(x, len(shape_of(x)) - 1)})
     work.stored(bias, node, {0: outputs})
-    return len(_shape(node)) - 1, outputs
+    return len(shape_of(node)) - 1, outputs
 
 
 @_rule(aten._native_batch_norm_legit_no_training.default)
@@ -184,14 +114,14 @@ def _same(work: Relation, node: fx.Node) -> Labels | None:
 )  # fmt: skip
 def _spatial(work: Relation, node: fx.Node) -> Labels | None:
     found = _same(work, node)
-    return found if found is None or found[0] < len(_shape(node)) - 2 else _unknown(work, node)
+    return found if found is None or found[0] < len(shape_of(node)) - 2 else _unknown(work, node)
 
 
 @_rule(aten.prelu.default)
 def _prelu(work: Relation, node: fx.Node) -> Labels | None:
     x, weight = arguments(node)
     keys = work.along(x, 1)
-    work.stored(weight, node, {0: keys} if _shape(weight)[0] != 1 else {})
+    work.stored(weight, node, {0: keys} if shape_of(weight)[0] != 1 else {})
     return 1, keys
 
 
@@ -203,7 +133,7 @@ def _along_one(work: Relation, node: fx.Node) -> Labels | None:
     place = 0 if node.target in (aten.softmax.int, aten.log_softmax.int) else 1
     if found is None or node.target in SPLITS:
         return found
-    if rest[place] is not None and found[0] != rest[place] % len(_shape(x)):
+    if rest[place] is not None and found[0] != rest[place] % len(shape_of(x)):
         return found
     return _unknown(work, node)
 
@@ -213,16 +143,16 @@ def _along_one(work: Relation, node: fx.Node) -> Labels | None:
 )  # fmt: skip
 def _combine(work: Relation, node: fx.Node) -> Labels | None:
     """Broadcasting: operands of the result's size are coupled, those of size 1 there are not."""
-    rank = len(_shape(node))
+    rank = len(shape_of(node))
     labelled = [used for used in node.all_input_nodes if used in work.labels]
-    places = {used: work.labels[used][0] + rank - len(_shape(used)) for used in labelled}
+    places = {used: work.labels[used][0] + rank - len(shape_of(used)) for used in labelled}
     if len(set(places.values())) != 1:
         return _unknown(work, node)
     axis = next(iter(places.values()))
     known: tuple[Key, ...] = ()
     for used in sorted(node.all_input_nodes, key=lambda used: used not in places):
-        own = axis - rank + len(_shape(used))
-        if own < 0 or _shape(used)[own] != _shape(node)[axis]:
+        own = axis - rank + len(shape_of(used))
+        if own < 0 or shape_of(used)[own] != shape_of(node)[axis]:
             continue
         if used.op == "get_attr" and known:
             work.stored(used, node, {own: known})
@@ -241,7 +171,7 @@ def _concatenate(work: Relation, node: fx.Node) -> Labels | None:
         return _unknown(work, node)
     (axis,) = axes
     keys = [work.along(part, axis) for part in parts]
-    if axis == dim % len(_shape(node)):
+    if axis == dim % len(shape_of(node)):
         return axis, tuple(key for part in keys for key in part)
     for other in keys[1:]:
         work.couple(keys[0], other)
@@ -252,12 +182,12 @@ def _concatenate(work: Relation, node: fx.Node) -> Labels | None:
 def _reduce(work: Relation, node: fx.Node) -> Labels | None:
     x, dims, *rest = arguments(node)
     found = work.labels.get(x)
-    gone = {dim % len(_shape(x)) for dim in ([dims] if isinstance(dims, int) else dims or range(len(_shape(x))))}
+    gone = {dim % len(shape_of(x)) for dim in ([dims] if isinstance(dims, int) else dims or range(len(shape_of(x))))}
     if found is None or found[0] in gone:
         return _unknown(work, node)
     kept = node.target not in (aten.squeeze.dims, aten.select.int) and rest[0]
     if node.target is aten.squeeze.dims:
-        gone = {dim for dim in gone if _shape(x)[dim] == 1}
+        gone = {dim for dim in gone if shape_of(x)[dim] == 1}
     return (found[0] if kept else found[0] - sum(dim < found[0] for dim in gone)), found[1]
 
 
@@ -267,7 +197,7 @@ def _view(work: Relation, node: fx.Node) -> Labels | None:
     found = work.labels.get(node.args[0])  # type: ignore[arg-type]
     if found is None:
         return None
-    (axis, keys), old, new = found, _shape(node.args[0]), _shape(node)  # type: ignore[arg-type]
+    (axis, keys), old, new = found, shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
     for place, size in enumerate(new):
         if math.prod(new[:place]) == math.prod(old[:axis]) and isinstance(size, int) and size % len(keys) == 0:
             repeated = tuple(key for key in keys for _ in range(size // len(keys)))
@@ -281,20 +211,20 @@ def _moved(work: Relation, node: fx.Node) -> Labels | None:
     found = work.labels.get(x)
     if found is None:
         return None
-    (axis, keys), rank = found, len(_shape(node))
+    (axis, keys), rank = found, len(shape_of(node))
     if node.target is aten.permute.default:
         return [dim % rank for dim in moved].index(axis), keys
     if node.target is aten.unsqueeze.default:
         return axis + int(moved % rank <= axis), keys
-    axis += rank - len(_shape(x))
-    return (axis, keys) if _shape(node)[axis] == len(keys) else _unknown(work, node)
+    axis += rank - len(shape_of(x))
+    return (axis, keys) if shape_of(node)[axis] == len(keys) else _unknown(work, node)
 
 
 @_rule(aten.slice.Tensor)
 def _slice(work: Relation, node: fx.Node) -> Labels | None:
     x, dim, start, end, step = arguments(node)
     found = work.labels.get(x)
-    if found is None or found[0] != dim % len(_shape(x)):
+    if found is None or found[0] != dim % len(shape_of(x)):
         return found
     return (found[0], found[1][start:end]) if step == 1 else _unknown(work, node)
 
@@ -307,7 +237,7 @@ def _pad(work: Relation, node: fx.Node) -> Labels | None:
     if found is None:
         return None
     axis, keys = found
-    before, after = pad_of(pads, len(_shape(x)), axis)
+    before, after = pad_of(pads, len(shape_of(x)), axis)
     if min(before, after) < 0:
         return _unknown(work, node)
     new = work.fresh(node, before + after)
@@ -323,7 +253,7 @@ def pad_of(pads: Sequence[int], rank: int, axis: int) -> tuple[int, int]:
 @_rule(aten.pixel_shuffle.default)
 def _pixel_shuffle(work: Relation, node: fx.Node) -> Labels | None:
     x, factor = arguments(node)
-    keys = work.along(x, len(_shape(x)) - 3)
+    keys = work.along(x, len(shape_of(x)) - 3)
     square = factor**2
     work.couple(keys, [keys[place - place % square] for place in range(len(keys))])
-    return len(_shape(x)) - 3, keys[::square]
+    return len(shape_of(x)) - 3, keys[::square]

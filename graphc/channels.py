@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import networkx as nx
 import torch
 
-from graphc.channel_rules import FIXED_KEY, Key, Relation
+from graphc.channel_relation import FIXED_KEY, Key, Relation
+from graphc.channel_rules import take
 from graphc.graph import Graph
 
 LAYERS = (torch.ops.aten.convolution.default, torch.ops.aten.linear.default)
@@ -49,7 +50,7 @@ def couple(graph: Graph) -> Coupling:
         if node.op == "output":
             work.fix(node)
         elif node.op == "call_function":
-            work.take(node)
+            take(work, node)
     weights = work.agreed()
     number = _numbers(work)
 

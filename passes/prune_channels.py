@@ -58,7 +58,7 @@ class PruneChannels(Pass):
     """Narrow the graph to `share` of its multiply-accumulates, or to `macs` of them at most (0: no such bound).
 
     importance: how much a channel matters. minimum: the share of each group of channels that stays. multiple: what the
-    numbers of channels are rounded up to. exclude: layers (shell patterns) that keep their channels. By default
+    numbers of channels are rounded up to; a group that has no more goes by quarters, or by fours. exclude: layers (shell patterns) that keep their channels. By default
     channels alone go whose weights are all nought. `share` is of the graph at hand: a second run narrows it further.
     Raises PassError where the bound cannot be met, with the least that can.
     """
@@ -90,18 +90,26 @@ class PruneChannels(Pass):
         return kept
 
     def _choose(self, coupling: Coupling, importance: Tensor, remaining: RemainingMacs, excluded: set[int]) -> set[int]:
-        """The units to remove: the block of least importance for each multiply-accumulate saved, again and again."""
+        """The units to remove: the block of least importance for each multiply-accumulate saved, again and again; then
+        what the bound has room for comes back, the last first."""
         order = [sorted(group, key=lambda unit: (float(importance[unit]), unit)) for group in coupling.groups]
         # The importance of a group's n most important channels, for each n.
         tail = [[0.0, *accumulate(float(importance[unit]) for unit in reversed(group))] for group in order]
         sizes = torch.tensor([len(group) for group in order], dtype=torch.float64)
         open_groups = [place for place, group in enumerate(order) if excluded.isdisjoint(group)]
-        floors = [math.ceil(max(1, self.minimum * len(group)) / self.multiple) * self.multiple for group in order]
+        steps = [
+            self.multiple if len(group) > self.multiple else min(self.multiple, max(4, len(group) // 4))
+            for group in order
+        ]
+        floors = [
+            math.ceil(max(1, self.minimum * len(group)) / step) * step for group, step in zip(order, steps, strict=True)
+        ]
         left = [len(group) for group in order]
         cost = float(remaining(torch.ones(len(order), dtype=torch.float64)))
         target = min(cost * self.share, self.macs or cost)
+        taken: list[tuple[int, int, float]] = []
         while True:
-            after = {place: (left[place] - 1) // self.multiple * self.multiple for place in open_groups}
+            after = {place: (left[place] - 1) // steps[place] * steps[place] for place in open_groups}
             after = {place: count for place, count in after.items() if count >= floors[place]}
             trials = torch.tensor([[*left[:place], count, *left[place + 1 :]] for place, count in after.items()])
             costs = remaining(trials / sizes).tolist() if after else []
@@ -113,10 +121,19 @@ class PruneChannels(Pass):
                     blocks.append((lost * scarcity / (cost - new), place, count, new))
             if not blocks or (cost <= target and min(blocks)[0] > 0):
                 break
-            _, place, left[place], cost = min(blocks)
+            loss, place, count, cost = min(blocks)
+            taken.append((place, left[place], loss))
+            left[place] = count
         if cost > target:
             raise PassError(
                 f"'{self}' asks for {target:,.0f} multiply-accumulates; the least that pruning can give is {cost:,.0f}: "
                 "lower minimum or multiple, or exclude fewer layers"
             )
+        closed: set[int] = set()  # groups of which a later block stays away: blocks come back in turn
+        for place, count, loss in reversed(taken):
+            trial = torch.tensor([*left[:place], count, *left[place + 1 :]], dtype=torch.float64)
+            if loss > 0 and place not in closed and float(remaining(trial / sizes)) <= target:
+                left[place] = count
+            else:
+                closed.add(place)
         return {unit for group, count in zip(order, left, strict=True) for unit in group[: len(group) - count]}

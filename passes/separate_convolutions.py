@@ -28,16 +28,15 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from graphc.calibration import fitting_threads
+from graphc.convolution_factors import plain_convolutions, random_factors, rank_one, saved_parameters
 from graphc.errors import CalibrationError
 from graphc.graph import Graph, arguments
 from graphc.pipeline import Pass, PassContext
@@ -86,7 +85,11 @@ class SeparateConvolutions(Pass):
 
     def positions(self, graph: Graph, ctx: PassContext) -> list[Position]:
         """What each substitution alone saves and costs, in the order of the graph."""
-        layers = [node for node in graph.calls if self._takes(graph, node)]
+        saved = {
+            node: saved_parameters(graph.weights[str(arguments(node)[1].target)])
+            for node in plain_convolutions(graph, self.layers, self.exclude)
+        }
+        layers = [node for node, count in saved.items() if count > 0]
         if layers and not ctx.calibration:
             raise CalibrationError(
                 "separate_convolutions needs calibration data to measure the error of each layer with"
@@ -95,19 +98,9 @@ class SeparateConvolutions(Pass):
         found = []
         for number, node in enumerate(layers):
             error = _error(expected, _results(separate(graph, [node.name], self.initial, ctx.seed), ctx))
-            found.append(Position(node.name, node.meta["path"], _saved(graph.weight(node.args[1])), error))
+            found.append(Position(node.name, node.meta["path"], saved[node], error))
             ctx.progress("substitutions", number + 1, len(layers))
         return found
-
-    def _takes(self, graph: Graph, node: fx.Node) -> bool:
-        if node.target is not aten.convolution.default or any(fnmatch(node.meta["path"], p) for p in self.exclude):
-            return False
-        if self.layers and not any(fnmatch(node.meta["path"], pattern) for pattern in self.layers):
-            return False
-        _, source, *_, transposed, _, groups = arguments(node)
-        weight = graph.weight(source)
-        plain = weight is not None and weight.dtype == torch.float32 and groups == 1 and not transposed
-        return plain and len(source.users) == 1 and _saved(weight) > 0
 
 
 def separate(graph: Graph, names: Collection[str], initial: Initial = "svd", seed: int = 0) -> Graph:
@@ -118,7 +111,7 @@ def separate(graph: Graph, names: Collection[str], initial: Initial = "svd", see
         if node.name in names:
             x, source, bias, stride, padding, dilation, *_ = arguments(node)
             name, weight = str(source.target), result.weights[str(source.target)].detach()
-            depthwise, pointwise = _rank_one(weight) if initial == "svd" else _random(weight, generator)
+            depthwise, pointwise = rank_one(weight) if initial == "svd" else random_factors(weight, generator)
             none, one = [0] * len(stride), [1] * len(stride)
             with result.at(node):
                 taps = result.add_weight(f"{name}.depthwise", depthwise)
@@ -131,33 +124,6 @@ def separate(graph: Graph, names: Collection[str], initial: Initial = "svd", see
             result.replace(node, mixed)
     result.drop_unused()
     return result
-
-
-def _rank_one(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[O, C, *kernel] -> [C, 1, *kernel], [O, C, 1 ...]; the largest tap of each kernel is positive."""
-    kernel = weight.shape[2:]
-    left, values, right = torch.linalg.svd(weight.double().flatten(2).transpose(0, 1), full_matrices=False)
-    taps, mix = right[:, 0], left[:, :, 0] * values[:, :1]
-    sign = taps.gather(1, taps.abs().argmax(1, keepdim=True)).sign()
-    depthwise = (taps * sign).reshape(-1, 1, *kernel)
-    pointwise = (mix * sign).T.reshape(*weight.shape[:2], *(1 for _ in kernel))
-    return depthwise.to(weight.dtype).contiguous(), pointwise.to(weight.dtype).contiguous()
-
-
-def _random(weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    kernel = weight.shape[2:]
-    depthwise = torch.randn(weight.shape[1], 1, *kernel, generator=generator) / kernel.numel() ** 0.5
-    pointwise = torch.randn(*weight.shape[:2], *(1 for _ in kernel), generator=generator)
-    return depthwise, pointwise * weight.square().mean().sqrt() * kernel.numel() ** 0.5
-
-
-def _saved(weight: Tensor | None) -> int:
-    """Parameters of [O, C, *kernel] less those of [C, *kernel] and [O, C]; none for a kernel of one tap."""
-    if weight is None:
-        return 0
-    outputs, inputs, *kernel = weight.shape
-    taps = math.prod(kernel)
-    return inputs * (outputs * taps - taps - outputs) if taps > 1 else 0
 
 
 def _results(graph: Graph, ctx: PassContext) -> list[Tensor]:

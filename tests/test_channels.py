@@ -132,3 +132,125 @@ def test_what_cannot_be_is_said(network):
         PruneChannels(share=0.0).run(graph, PassContext())
     with pytest.raises(CalibrationError, match="importance=taylor"):
         PruneChannels(share=0.5, importance="taylor").run(graph, PassContext())
+
+
+class _Net(nn.Module):
+    """Layers, and a function of them and the input."""
+
+    def __init__(self, function, *layers):
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x):
+        return self.function(x, *self.layers)
+
+
+def _shuffle(x, first, last):
+    y = first(x)
+    return last(y.reshape(len(y), 2, -1, *y.shape[2:]).transpose(1, 2).reshape(y.shape))
+
+
+def _gated(x, first, last):
+    left, right = first(x).chunk(2, 1)
+    return last(left * right.sigmoid())
+
+
+def _squeezed(x, first, down, up, last):
+    y = first(x)
+    return last(y * up(F.relu(down(y.mean((2, 3), keepdim=True)))).sigmoid())
+
+
+_CONV, _IMAGE, _ROWS = nn.Conv2d, (2, 2, 6, 4), (2, 5)
+HOSTILE = {
+    # name: network, shape of its input, sizes of the groups that may be narrowed
+    "transposed": (nn.Sequential(_CONV(2, 4, 3), nn.ConvTranspose2d(4, 6, 2, 2), _CONV(6, 3, 1)), _IMAGE, [4, 6]),
+    "transposed depthwise: all or none": (
+        nn.Sequential(_CONV(2, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2, groups=4), _CONV(4, 3, 1)), _IMAGE, [1, 1],
+    ),
+    "transposed in groups": (
+        nn.Sequential(_CONV(2, 8, 1), nn.ConvTranspose2d(8, 6, 2, 2, groups=2), _CONV(6, 3, 1)), _IMAGE, [3, 4],
+    ),
+    "in groups": (nn.Sequential(_CONV(2, 8, 1), _CONV(8, 12, 3, groups=2), _CONV(12, 3, 1)), _IMAGE, [4, 6]),
+    "depthwise, two of each": (nn.Sequential(_CONV(2, 4, 1), _CONV(4, 8, 3, groups=4), _CONV(8, 3, 1)), _IMAGE, [4]),
+    "reflected edges": (
+        nn.Sequential(_CONV(2, 4, 1), _CONV(4, 6, 3, padding=1, padding_mode="reflect"), _CONV(6, 3, 1)), _IMAGE, [6],
+    ),
+    "beside each other": (
+        _Net(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 3)), _CONV(2, 4, 1), _CONV(2, 4, (1, 3)), _CONV(4, 3, 1)),
+        _IMAGE, [4],
+    ),
+    "a slice from the end": (_Net(lambda x, a, b: b(a(x)[:, -3:]), _CONV(2, 8, 1), _CONV(3, 3, 1)), _IMAGE, [3, 5]),
+    "pixel shuffle": (nn.Sequential(_CONV(2, 16, 1), nn.PixelShuffle(2), _CONV(4, 3, 1)), _IMAGE, [4]),
+    "group normalization": (nn.Sequential(_CONV(2, 8, 1), nn.GroupNorm(2, 8), _CONV(8, 3, 1)), _IMAGE, []),
+    "layer normalization": (nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)), _ROWS, []),
+    "batch normalization of rows": (nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), _ROWS, [8]),
+    "one batch normalization for two": (
+        _Net(lambda x, a, b, n, c: c(F.relu(n(a(x))) + n(b(x))), _CONV(2, 4, 1), _CONV(2, 4, 1), nn.BatchNorm2d(4),
+             _CONV(4, 3, 1)), _IMAGE, [4],
+    ),
+    "shuffled channels": (_Net(_shuffle, _CONV(2, 8, 1), _CONV(8, 3, 1)), _IMAGE, []),
+    "a weight that is a result": (
+        _Net(lambda x, a, b: (b(a(x)), a.weight), _CONV(2, 8, 1), _CONV(8, 3, 1)), _IMAGE, [],
+    ),
+    "a weight read by another operator": (
+        _Net(lambda x, a, b: b(a(x)) + a.weight.sum(), _CONV(2, 8, 1), _CONV(8, 3, 1)), _IMAGE, [],
+    ),
+    "squeeze and excitation": (
+        _Net(_squeezed, _CONV(2, 8, 1), _CONV(8, 2, 1), _CONV(2, 8, 1), _CONV(8, 3, 1)), _IMAGE, [2, 8],
+    ),
+    "one channel for all": (
+        _Net(lambda x, a, b, c: c(a(x) * b(a(x)).sigmoid()), _CONV(2, 8, 1), _CONV(8, 1, 1), _CONV(8, 3, 1))
+        , _IMAGE, [1, 8],
+    ),
+    "a mean over channels": (_Net(lambda x, a, b: b(a(x).mean(1, True)), _CONV(2, 8, 1), _CONV(1, 3, 1)), _IMAGE, []),
+    "halves that gate each other": (_Net(_gated, _CONV(2, 8, 1), _CONV(4, 3, 1)), _IMAGE, [4]),
+    "flattened": (nn.Sequential(_CONV(2, 4, 3), nn.Flatten(), nn.Linear(32, 3)), _IMAGE, [4]),
+    "channels last": (
+        _Net(lambda x, a, b: b(F.gelu(a(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2), nn.Linear(2, 8), nn.Linear(8, 3))
+        , _IMAGE, [8],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_may_be_narrowed_of_hostile_networks(name, relative_error):
+    """The groups are those worked out by hand, and half of each can go without a change beyond silence."""
+    model, shape, sizes = HOSTILE[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    graph = graphc.trace(model.eval(), (x,))
+    coupling = couple(graph)
+    assert sorted(len(group) for group in coupling.groups) == sizes
+    gone = {unit for group in coupling.groups for unit in group[::2] if len(group) > 1}
+    narrowed = narrow(graph, coupling, gone)
+    verify(narrowed)
+    assert relative_error(_silence(graph, coupling, gone).run_flat([x]), narrowed.run_flat([x])) <= 1e-5
+    assert bool(gone) == (sum(macs(narrowed, node) for node in narrowed.calls) < _cost(graph))
+
+
+def _cost(graph):
+    return sum(macs(graph, node) for node in graph.calls)
+
+
+def test_what_the_bound_has_room_for_comes_back():
+    """One more block of any group would break it."""
+    torch.manual_seed(4)
+    graph = graphc.trace(CifarResNet(1).eval(), (torch.randn(1, 3, 16, 16),))
+    for share in (0.35, 0.5, 0.75):
+        result = PruneChannels(share=share, multiple=4).run(graph, PassContext())
+        coupling, sizes = couple(graph), [len(group) for group in couple(graph).groups]
+        left = [len(group) for group in couple(result).groups]
+        remaining = RemainingMacs(graph, coupling)
+        assert _cost(result) <= share * _cost(graph)
+        for place, (kept, size) in enumerate(zip(left, sizes, strict=True)):
+            if kept < size:
+                more = torch.tensor([*left[:place], min(size, kept + 4), *left[place + 1 :]]) / torch.tensor(sizes)
+                assert float(remaining(more.double())) > share * _cost(graph)
+
+
+def test_a_group_no_wider_than_the_multiple_goes_by_quarters():
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 48, 1), nn.ReLU(), nn.Conv2d(48, 3, 1))
+    graph = graphc.trace(model.eval(), (torch.randn(1, 3, 4, 4),))
+    result = PruneChannels(share=0.2, multiple=16).run(graph, PassContext())
+    widths = [result.weights[name].shape[0] for name in ("0.weight", "2.weight")]
+    assert widths[0] in (4, 8, 12) and widths[1] % 16 == 0

@@ -1,42 +1,70 @@
-"""What depthwise-separable substitution costs, layer by layer: `python -m graphc.tools.separation [MODEL]`.
+"""What depthwise-separable substitution costs: `python -m graphc.tools.separation [layers autoencoder ...]`.
 
-Each convolution of a network is replaced alone (passes/separate_convolutions.py), and the squared change of the
-network's results over their square is measured on calibration images: from the SVD, and from random factors over three
-seeds. No training. The two checks of papers on the substitution: the error per saved parameter is lowest for
-intermediate layers, and the SVD begins nearer than chance.
+layers       each convolution of a network is replaced alone (passes/separate_convolutions.py), and the squared change
+             of the network's results over their square is measured on calibration images: from the SVD, and from random
+             factors over three seeds. No training.
+autoencoder  the replica of DSC-JSCC (arXiv:2604.22338): an autoencoder of 5 + 5 convolutions sends 32 x 32 images as
+             512 numbers over a channel of 10 dB. Each layer is replaced alone, from the SVD and at random, and all of
+             the network trained on, as long as the original itself is. PSNR on test images, the same noise for all.
+
+The two checks, as inequalities with their figures: what is lost for each parameter saved is least for intermediate
+layers, those that face neither the image nor the channel; the SVD is no worse a beginning than chance. Figures are
+written seed by seed, and a second run goes on after the seeds that are written.
+
+    python -m graphc.tools.separation layers autoencoder --seeds 0 1 2 --output tools/results/separation.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor, nn
+from torch.export import Dim
 
 import graphc
-from graphc.calibration import batches
-from graphc.passes.separate_convolutions import SeparateConvolutions
+from graphc import container
+from graphc.calibration import batches, fitting_threads
+from graphc.convolution_factors import saved_parameters
+from graphc.graph import Graph
+from graphc.passes.separate_convolutions import Initial, SeparateConvolutions, separate
 from graphc.pipeline import PassContext
-from graphc.progress import terminal
+from graphc.progress import Progress, terminal
+from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS
+from graphc.trainable import Trainable
+from graphc.training.loop import Batch, Samples, Training, train
 
-SEEDS = 3
+Figures = dict[str, Any]
+BATCH = 32
+DECIBELS = 10.0  # of the channel: power of the signal over that of the noise
 
 
-def measure(model: str, count: int, ctx: PassContext) -> dict[str, Any]:
-    """Rows by layer in the network's order, and the two checks."""
-    entry = MODELS[model]
+def check(text: str, less: float, more: float) -> Figures:
+    return {"check": f"{text}: {less:.4g} <= {more:.4g}", "holds": less <= more}
+
+
+# -- without training -----------------------------------------------------------------------------
+
+
+def layers(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
+    entry = MODELS[options.model]
     graph = graphc.trace(entry.build(), entry.example_inputs(entry.batch))
-    data = batches(graph, entry.calibration(count))
+    images = batches(graph, entry.calibration(options.count))
 
-    def positions(initial: Any, seed: int) -> list[Any]:
-        context = PassContext(calibration=data, seed=seed, progress=ctx.progress)
+    def positions(initial: Initial, seed: int) -> list[Any]:
+        context = PassContext(calibration=images, seed=seed, progress=progress)
         return SeparateConvolutions(initial=initial).positions(graph, context)
 
     best = positions("svd", 0)
-    chance = [positions("random", seed) for seed in range(SEEDS)]
+    chance = [positions("random", seed) for seed in options.seeds]
     rows = [
         {
             "layer": one.path,
@@ -47,27 +75,173 @@ def measure(model: str, count: int, ctx: PassContext) -> dict[str, Any]:
         }
         for place, one in enumerate(best)
     ]
-    third = len(rows) // 3
     costs = [row["error per million saved"] for row in rows]
-    parts = {"first third": costs[:third], "middle": costs[third:-third], "last third": costs[-third:]}
-    return {
-        "model": model,
-        "layers": rows,
-        "mean error per million saved": {name: mean(part) for name, part in parts.items()},
-        "cheapest layer": rows[costs.index(min(costs))]["layer"],
-        "layers where the SVD is nearer than every random start": sum(
-            all(one.error <= other[place].error for other in chance) for place, one in enumerate(best)
-        ),
+    nearer = sum(all(one.error <= other[place].error for other in chance) for place, one in enumerate(best))
+    yield {
+        "model": options.model,
+        "images": options.count,
+        "seeds": options.seeds,
+        "rows": rows,
+        "checks": [
+            *_intermediate("error per million parameters saved", costs, [0, len(rows) - 1]),
+            check(f"layers where a random start is nearer than the SVD, of {len(rows)}", len(rows) - nearer, 0),
+        ],
     }
+
+
+def _intermediate(what: str, costs: Sequence[float], outer: Sequence[int]) -> list[Figures]:
+    inner = [cost for place, cost in enumerate(costs) if place not in outer]
+    rest = [costs[place] for place in outer]
+    return [
+        check(f"mean {what}, intermediate against outer layers", mean(inner), mean(rest)),
+        check(f"least {what}, intermediate against outer layers", min(inner), min(rest)),
+    ]
+
+
+# -- the autoencoder ------------------------------------------------------------------------------
+
+
+class Autoencoder(nn.Module):
+    """Images [N, 3, 32, 32] from 0 to 1 and noise [N, 8, 8, 8] of variance 1 -> images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            [
+                nn.Conv2d(3, 16, 5, 2, padding=2),
+                nn.Conv2d(16, 32, 5, 2, padding=2),
+                nn.Conv2d(32, 32, 5, padding=2),
+                nn.Conv2d(32, 32, 5, padding=2),
+                nn.Conv2d(32, 8, 5, padding=2),
+            ]
+        )
+        self.decoder = nn.ModuleList(
+            [
+                nn.Conv2d(8, 32, 5, padding=2),
+                nn.Conv2d(32, 32, 5, padding=2),
+                nn.Conv2d(32, 32, 5, padding=2),
+                nn.Conv2d(32, 16, 5, padding=2),
+                nn.Conv2d(16, 3, 5, padding=2),
+            ]
+        )
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        x = images - 0.5
+        for place, layer in enumerate(self.encoder):
+            x = layer(x) if place == 0 else layer(torch.relu(x))
+        power = x.square().mean((1, 2, 3), keepdim=True)
+        x = x / (power + 1e-8).sqrt() + noise * 10 ** (-DECIBELS / 20)
+        for place, layer in enumerate(self.decoder):
+            x = layer(x) if place == 0 else layer(torch.relu(x))
+            if place in (2, 3):
+                x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return torch.sigmoid(x)
+
+
+OUTER = [0, 4, 5, 9]  # the layers at the image and at the channel
+
+
+def replica(images: Tensor, test: Tensor, steps: int, more: int, seed: int, progress: Progress) -> Figures:
+    """The PSNR of the original, and with each layer replaced, each trained `more` steps after the original's `steps`.
+
+    images, test: [N, 3, 32, 32] from 0 to 1.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Autoencoder().eval()
+    batch = Dim("batch", min=1, max=1024)
+    example = (images[:4], torch.zeros(4, 8, 8, 8))
+    start = graphc.trace(model, example, dynamic_shapes=({0: batch}, {0: batch}))
+    noise = torch.randn(len(test), 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+    def trained(graph: Graph, count: int, rate: float, what: str) -> Graph:
+        module = Trainable(graph)
+
+        def loss(given: Batch) -> Tensor:
+            (x,) = given
+            return nn.functional.mse_loss(module(x, torch.randn(len(x), 8, 8, 8)), x)
+
+        samples = Samples((images,), BATCH, seed)
+        train(module, loss, samples, Training(count, rate, seed=seed, what=what), progress=progress)
+        return module.graph()
+
+    def psnr(graph: Graph) -> float:
+        with torch.no_grad():
+            return -10 * math.log10(float(nn.functional.mse_loss(graph.run(test, noise), test)))
+
+    with fitting_threads(start):
+        original = trained(start, steps, 2e-3, f"autoencoder, seed {seed}")
+        longer = psnr(trained(original, more, 1e-3, "original, trained on"))
+        rows = []
+        for node in original.calls:
+            weight = original.weight(node.args[1]) if node.target is torch.ops.aten.convolution.default else None
+            if weight is None:
+                continue
+            path, saved = node.meta["path"], saved_parameters(weight)
+            row: Figures = {"layer": path, "parameters saved": saved}
+            for initial in ("svd", "random"):
+                replaced = separate(original, [node.name], initial, seed)
+                row[f"dB lost, {initial}, not trained"] = longer - psnr(replaced)
+                row[f"dB lost, {initial}"] = longer - psnr(trained(replaced, more, 1e-3, f"{path} from {initial}"))
+            rows.append(row)
+    return {"seed": seed, "PSNR of the original, trained on": longer, "rows": rows}
+
+
+def autoencoder(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
+    """The figures after each seed; those that are `known` from a run with the same options are not trained again."""
+    train_images, test = (
+        data.jpeg_images(f"cifar10/jpeg_{name}.npz", count) / 255 for name, count in (("train", 10_000), ("test", 1000))
+    )
+    settings = {"steps": options.steps, "more steps": options.more, "images": [len(train_images), len(test)]}
+    runs = list(known["runs"]) if known.get("settings") == settings else []
+    for seed in options.seeds:
+        if all(run["seed"] != seed for run in runs):
+            runs.append(replica(train_images, test, options.steps, options.more, seed, progress))
+        yield {"settings": settings, "runs": runs, "checks": checks(runs)}
+
+
+def checks(runs: Sequence[Figures]) -> list[Figures]:
+    """Over the seeds' means."""
+    mine = [run["rows"] for run in runs]
+    lost = {
+        initial: [mean(rows[place][f"dB lost, {initial}"] for rows in mine) for place in range(len(mine[0]))]
+        for initial in ("svd", "random")
+    }
+    saved = [row["parameters saved"] for row in mine[0]]
+    costs = [1000 * loss / count for loss, count in zip(lost["svd"], saved, strict=True)]
+    return [
+        *_intermediate("dB lost per thousand parameters saved", costs, OUTER),
+        check(
+            "mean dB lost over the layers, from the SVD against from chance", mean(lost["svd"]), mean(lost["random"])
+        ),
+    ]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Figures, Progress], Iterator[Figures]]] = {
+    "layers": layers,
+    "autoencoder": autoencoder,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="resnet20_jpeg", choices=sorted(MODELS))
-    parser.add_argument("--count", type=int, default=100, help="calibration items to measure on")
+    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--model", default="resnet20_jpeg", choices=sorted(MODELS), help="of layers")
+    parser.add_argument("--count", type=int, default=100, help="calibration images of layers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=500, help="of the autoencoder's training")
+    parser.add_argument("--more", type=int, default=60, help="steps after each substitution")
+    parser.add_argument("--output", type=Path, help="where the figures are written as JSON")
     options = parser.parse_args()
+    found: Figures = {}
+    if options.output and options.output.exists():
+        found = json.loads(options.output.read_text())
     with terminal() as progress:
-        found = measure(options.model, options.count, PassContext(progress=progress))
+        for part in options.parts:
+            for figures in PARTS[part](options, found.get(part, {}), progress):
+                found[part] = figures
+                if options.output:
+                    container.write(options.output, (json.dumps(found, indent=2) + "\n").encode())
     Console().print_json(json.dumps(found))
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import graphc
+from graphc.convolution_factors import decompose
 from graphc.errors import PassError
-from graphc.passes.tucker import Tucker, decompose
+from graphc.passes.tucker import Tucker
 from graphc.pipeline import PassContext
 
 

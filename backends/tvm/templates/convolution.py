@@ -55,7 +55,8 @@ def emit(group: Group, k: KernelBuilder) -> None:
     floating = name_of(anchor) == "aten.convolution.default"
     columns, channels = g.filters // g.groups, g.channels // g.groups
     mac = multiply_accumulate.floating(k.isa, dtype_of(g.x)) if floating else multiply_accumulate.integer(k.isa)
-    mac = narrowed(mac, columns)
+    # Few filters, as pruning leaves them, fill a short vector.
+    mac = narrowed(mac, columns).narrowed_to(1 << (columns - 1).bit_length())
     # One run a kernel row, where the elements of neighbouring taps are neighbours; else one a tap.
     joined = g.groups == 1 and g.dilation[1] == 1
     taps = [g.kernel[0], 1 if joined else g.kernel[1]]

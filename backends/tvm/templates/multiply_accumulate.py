@@ -57,10 +57,12 @@ class MultiplyAccumulate:
         return self.depth
 
     def narrowed_to(self, lanes: int) -> MultiplyAccumulate:
-        """The same on shorter vectors, where there are fewer lanes to fill: x86 dot products have three lengths."""
-        if lanes >= self.lanes or self.name != "vpdpbusd":
+        """The same on shorter vectors, where there are fewer lanes to fill: x86 has three lengths."""
+        if lanes >= self.lanes or self.name not in ("fma", "vpdpbusd"):
             return self
         kept = next(count for count in (8, 4) if count <= max(lanes, 4))
+        if self.name == "fma":
+            return replace(self, lanes=kept, vectors=1)
         return _dot_product("vpdpbusd", f"llvm.x86.avx512.vpdpbusd.{32 * kept}", self.left, kept, self.rows, 1)
 
     def start(self, sums: tirx.Buffer, rows: int, initial: Callable[[int, int], Expr]) -> None:

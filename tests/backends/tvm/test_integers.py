@@ -119,6 +119,8 @@ CASES = {
     "linear wide": (quantized.integer_linear.default, unsigned(3, 7, 128), weight(48, 128), bias(48), 128),
     "sum pool": (quantized.integer_sum_pool2d.default, X, -7, [3, 2], [2, 2], [1, 1]),
     "sum pool unsigned": (quantized.integer_sum_pool2d.default, unsigned(1, 40, 7, 7), 100, [7, 7], [7, 7], [0, 0]),
+    "conv of few filters": conv(X, weight(7, 6, 3, 3), bias(7), -5, padding=(1, 1)),
+    "conv of four filters": conv(unsigned(1, 64, 9, 20), weight(4, 64, 3, 3), bias(4), 9, (1, 2), (1, 1)),
 }  # fmt: skip
 
 

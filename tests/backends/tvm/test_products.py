@@ -82,6 +82,8 @@ CASES = {
     "attention in groups": (sdpa, Q, K[:, :2], V[:, :2], None, 0.0, False, {"enable_gqa": True}),
     "attention of one head": (sdpa, Q[0, 0], K[0, 0], V[0, 0]),
     "attention of one query": (sdpa, Q[:, :, :1], K, V),
+    "conv of few filters": conv(X, w(7, 6, 3, 3), w(7), padding=(1, 1)),
+    "conv of four filters": conv(torch.randn(1, 16, 9, 20), w(4, 16, 3, 3), None, (1, 2), (1, 1)),
 }
 
 
