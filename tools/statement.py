@@ -21,32 +21,41 @@ _WIDEST, _WIDE = 80, 200  # characters of a cell; of a table that no terminal sh
 
 
 class Known(MutableMapping[str, Any]):
-    """Figures of one name, written to the JSON file as each is found: a run that was stopped finds them there."""
+    """Figures of one name in a JSON file, written as each is found: a run that was stopped, or that another process
+    shares, finds them there. Without a file they are kept here."""
 
     def __init__(self, path: Path | None, name: str) -> None:
-        self._path, self._name = path, name
-        self._all: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            self._all = json.loads(path.read_text())
-        self._values = self._all.setdefault(name, {})
+        self._path, self._name, self._here = path, name, dict[str, dict[str, Any]]()
 
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if self._path is not None and self._path.exists():
+            self._here = json.loads(self._path.read_text())
+        self._here.setdefault(self._name, {})
+        return self._here
 
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._values[key] = value
+    def _write(self, figures: dict[str, dict[str, Any]]) -> None:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            container.write(self._path, (json.dumps(self._all, indent=1) + "\n").encode())
+            container.write(self._path, (json.dumps(figures, indent=1) + "\n").encode())
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read()[self._name][key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        figures = self._read()
+        figures[self._name][key] = value
+        self._write(figures)
 
     def __delitem__(self, key: str) -> None:
-        del self._values[key]
+        figures = self._read()
+        del figures[self._name][key]
+        self._write(figures)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self._read()[self._name])
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._read()[self._name])
 
     def once(self, key: str, measure: Callable[[], Any]) -> Any:
         """The figure `key`, measured where it is not known."""

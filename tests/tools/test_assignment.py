@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from graphc.analysis import gradients
 from graphc.tools import assignment
 
 
@@ -23,7 +24,9 @@ def few(data, monkeypatch):
     monkeypatch.setattr(assignment, "FORMATS", formats)
     monkeypatch.setattr(assignment, "RATIOS", (16,))
     monkeypatch.setattr(assignment, "_CALIBRATION", 20)
-    monkeypatch.setattr(assignment, "_DRAWS", 4)
+    monkeypatch.setattr(
+        gradients, "scores", lambda graph, found, ctx, scores=gradients.scores: scores(graph, found, ctx, 4)
+    )
     monkeypatch.setattr(assignment, "_vectors", lambda: [each for each in vectors if each[0] == "4"][-3:])
     monkeypatch.setattr(assignment, "_linears", lambda: linears[-2:])
 
