@@ -171,7 +171,8 @@ def _transform(
     except PassFailure as failure:
         folder = reproducer.write(failure, ctx, Path(dump_ir) / "crash" if dump_ir is not None else None)
         command = f"graphc passes --reproduce {folder}"
-        raise type(failure)(f"{failure}\nTo run it again: {command}", failure.applied, failure.before) from failure
+        message = f"{failure}\nTo run it again: {command}"
+        raise type(failure)(message, failure.applied, failure.before, failure.original) from failure
 
 
 def _probe(graph: Graph, seed: int) -> list[torch.Tensor]:
