@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,13 +23,15 @@ _RUNS = 20
 @dataclass(frozen=True)
 class Figures:
     """What was measured of an artifact: bytes of weights and of code, and, where the budget bounds them, the metric
-    with what it lost against the float model, and milliseconds of a run (the median)."""
+    with what it lost against the float model, and milliseconds of a run (the median). held_back: what the metric on
+    held-back data lost, where it was measured."""
 
     weights: int
     code: int
     metric: float | None = None
     drop: float | None = None
     milliseconds: float | None = None
+    held_back: float | None = None
 
     @property
     def size(self) -> int:
@@ -43,33 +45,47 @@ class Figures:
         if budget.metric_drop is not None and self.metric is not None and self.drop is not None:
             before, text = self.metric + self.drop, f"a drop of {self.drop:.4g} > {budget.metric_drop:.4g}"
             lines += [] if self.drop <= budget.metric_drop else [f"metric: {before:.6g} -> {self.metric:.6g}, {text}"]
+        if budget.metric_drop is not None and self.held_back is not None and not self.held_back <= budget.metric_drop:
+            lines.append(f"metric on held-back data: a drop of {self.held_back:.4g} > {budget.metric_drop:.4g}")
         if budget.latency is not None and self.milliseconds is not None and not self.milliseconds <= budget.latency:
             lines.append(f"latency: {self.milliseconds:.3g} ms (median of {_RUNS} runs) > {budget.latency:.3g} ms")
         return lines
 
 
 class Judge:
-    """Measures artifacts of one model; the float model's metric is measured once.
+    """Measures artifacts of one model; the float model's metrics are measured once.
 
-    Raises BudgetError where the metric is to be bounded and there is none.
+    held_back: the metric on data that no search looks at; it has the last word. Raises BudgetError where the metric is
+    to be bounded and there is none.
     """
 
-    def __init__(self, budget: Budget, source: Graph, metric: Metric | None) -> None:
+    def __init__(self, budget: Budget, source: Graph, metric: Metric | None, held_back: Metric | None = None) -> None:
         if budget.metric_drop is not None and metric is None:
             raise BudgetError("Budget(metric_drop=...) needs metric=, a callable(run) -> float where higher is better")
-        self.budget, self._source, self._metric = budget, source, metric
-        self._float: float | None = None
+        self.budget, self._source, self._metric, self._held_back = budget, source, metric, held_back
+        self._float: dict[Metric, float] = {}
 
     def measure(self, artifact: Artifact) -> Figures:
+        """All but what the held-back data say."""
         metric = drop = milliseconds = None
         if self.budget.metric_drop is not None and self._metric is not None:
-            if self._float is None:
-                self._float = self._metric(caller(self._source.run))
-            metric = self._metric(caller(artifact.run))
-            drop = self._float - metric
+            metric, drop = self._measured(self._metric, artifact)
         if self.budget.latency is not None:
             milliseconds = latency(artifact, self._source)
         return Figures(artifact.size.weights, artifact.size.code, metric, drop, milliseconds)
+
+    def verified(self, artifact: Artifact, figures: Figures) -> Figures:
+        """The figures with the drop on the held-back data, where there are any and the drop is bounded."""
+        if self._held_back is None or self.budget.metric_drop is None or figures.held_back is not None:
+            return figures
+        return replace(figures, held_back=self._measured(self._held_back, artifact)[1])
+
+    def _measured(self, metric: Metric, artifact: Artifact) -> tuple[float, float]:
+        """The metric, and how far it is below the float model's."""
+        if metric not in self._float:
+            self._float[metric] = metric(caller(self._source.run))
+        value = metric(caller(artifact.run))
+        return value, self._float[metric] - value
 
 
 def caller(run: Callable[..., Any]) -> Callable[[Any], Any]:

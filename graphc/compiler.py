@@ -16,7 +16,8 @@ from torch import fx
 
 import graphc
 from graphc import calibration as calibrating
-from graphc import formats, reproducer, text
+from graphc import formats as weight_formats
+from graphc import reproducer, text
 from graphc.acceptance import Judge, Metric
 from graphc.artifact import Artifact
 from graphc.budget import Budget
@@ -47,6 +48,8 @@ def compile(
     metric: Metric | None = None,
     pipeline: str | Pipeline | Iterable[Any] | None = None,
     *,
+    held_back: Metric | None = None,
+    formats: Sequence[str] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     name: str | None = None,
@@ -67,6 +70,8 @@ def compile(
     budget: bounds that the artifact must keep, measured on the artifact itself; BudgetError with the figures where it
     does not. With calibration data and no pipeline the weights' formats are searched for (see `graphc.search`): the
     smallest that keeps metric_drop, else the best that keeps the other bounds; the report shows what was measured.
+    held_back: the metric on data that the search does not look at; metric_drop must hold there as well. formats: those
+    that compete for each layer (None: graphc.analysis.candidates.FORMATS).
     pipeline: None without a budget is "float" without calibration and "int8" with it; else a preset's name, a spec
     string, passes, or a Pipeline, and the budget is only checked. dump_ir: a folder for one IR file a pass. drift: run
     a probe after every pass, and fail where one changes more than it promises. watch: further observers of the passes.
@@ -86,7 +91,7 @@ def compile(
         source = trace(model, example_inputs, example_kwargs, dynamic_shapes, name)
         verify(source)
         show("tracing", 1, 1)
-        judge = None if budget is None else Judge(budget, source, metric)
+        judge = None if budget is None else Judge(budget, source, metric, held_back)
         data = calibrating.batches(source, calibration) if calibration is not None else []
         watchers = list(watch)
         if dump_ir is not None:
@@ -98,13 +103,15 @@ def compile(
         if searching and judge is not None:
             from graphc.search import search
 
-            found = search(source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir, entropy_coding))
+            found = search(
+                source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir, entropy_coding), formats
+            )
             if watchers:  # they see the run that is kept, and no other
                 _transform(found.pipeline, source, ctx, watchers, dump_ir)
             return found.artifact
-        artifact = _build(passes, source, ctx, watchers, dump_ir, entropy_coding)
+        artifact, _ = _build(passes, source, ctx, watchers, dump_ir, entropy_coding)
     if judge is not None:
-        broken = judge.measure(artifact).broken(judge.budget)
+        broken = judge.verified(artifact, judge.measure(artifact)).broken(judge.budget)
         if broken:
             raise BudgetError(
                 "the artifact does not keep its budget:\n  " + "\n  ".join(broken) + "\nGive calibration data and no "
@@ -120,7 +127,8 @@ def _build(
     watchers: Sequence[Watch],
     dump_ir: str | Path | None,
     entropy_coding: bool,
-) -> Artifact:
+) -> tuple[Artifact, Graph]:
+    """The artifact, and the graph that it was lowered from."""
     errors = LayerError(ctx.calibration[0] if ctx.calibration else None)
     graph = _transform(passes, source, ctx, [errors, *watchers], dump_ir)
     program = lower(graph, ctx.target, ctx.progress)
@@ -135,10 +143,10 @@ def _build(
     }
     report = _report(graph, program, errors.rows, {"target": ctx.target.name, "pipeline": str(passes)})
     artifact = Artifact.build(program, text.dump(graph), report.to_json(), manifest, entropy_coding)
-    if not artifact.coded:
-        return artifact
-    totals = {"bytes of weights": artifact.size.weights, "bytes of weights, decoded": len(program.weights)}
-    return artifact.with_report(replace(report, totals=dict(report.totals) | totals))
+    if artifact.coded:
+        totals = {"bytes of weights": artifact.size.weights, "bytes of weights, decoded": len(program.weights)}
+        artifact = artifact.with_report(replace(report, totals=dict(report.totals) | totals))
+    return artifact, graph
 
 
 def lower(
@@ -174,7 +182,8 @@ def _transform(
     except PassFailure as failure:
         folder = reproducer.write(failure, ctx, Path(dump_ir) / "crash" if dump_ir is not None else None)
         command = f"graphc passes --reproduce {folder}"
-        raise type(failure)(f"{failure}\nTo run it again: {command}", failure.applied, failure.before) from failure
+        message = f"{failure}\nTo run it again: {command}"
+        raise type(failure)(message, failure.applied, failure.before, failure.original) from failure
 
 
 def _probe(graph: Graph, seed: int) -> list[torch.Tensor]:
@@ -259,7 +268,7 @@ def _format(graph: Graph, members: Sequence[fx.Node]) -> str:
         return ""
     for node in (used for member in members for used in (member, *member.all_input_nodes)):
         source = node.args[0] if node.target is torch.ops.aten.view.default else node
-        found = formats.recognize(source) if isinstance(source, fx.Node) else None
+        found = weight_formats.recognize(source) if isinstance(source, fx.Node) else None
         if found is not None:
             return found.format.label
         if node.target is torch.ops.graphc.rescale.default and _is_decoding(node):

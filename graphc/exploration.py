@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,35 +24,42 @@ from graphc.analysis.candidates import FORMATS, Key, candidates
 from graphc.analysis.outputs import change
 from graphc.assignment import Assignment, Choice, choices
 from graphc.assignment.integer_program import integer_program
+from graphc.cost import macs
 from graphc.errors import GraphcError
 from graphc.frontends import trace
 from graphc.graph import Graph
 from graphc.parallel import spread
-from graphc.pipeline import CLEAN, FINISH, PassContext, Pipeline
+from graphc.passes.recover import Recover
+from graphc.pipeline import CLEAN, FINISH, Pass, PassContext, Pipeline
 from graphc.progress import terminal
 from graphc.target import Target
 
 SENSITIVITY = "fisher"
+_RECOVERY, _WORK = 100, 4e11  # steps at most, and multiply-accumulates
 
 
 @dataclass(frozen=True)
 class Space:
-    """What can be chosen for a model: the clean float graph, the options of each item, and the bytes of all weights
-    that belong to no item."""
+    """What can be chosen for a model: the clean float graph, the options of each item, the bytes of all weights that
+    belong to no item, and the steps of recovery after an assignment is carried out."""
 
     clean: Graph
     choices: tuple[Choice, ...]
     fixed: int
+    recovery: int = 0
 
-    @staticmethod
-    def pipeline(assignment: Assignment) -> Pipeline:
+    def pipeline(self, assignment: Assignment) -> Pipeline:
         """The passes from the traced graph to one that can be lowered."""
-        split = Pipeline(f"split_sums,split_low_rank,{FINISH}")
-        return Pipeline([*Pipeline(CLEAN).passes, *assignment.passes, *split.passes])
+        last = Pipeline(f"split_sums,split_low_rank,{FINISH}").passes
+        return Pipeline([*Pipeline(CLEAN).passes, *self._lossy(assignment), *last])
 
     def compressed(self, assignment: Assignment, ctx: PassContext) -> Graph:
-        """The clean graph with the formats of an assignment."""
-        return Pipeline(assignment.passes).run(self.clean, ctx)
+        """The clean graph with the formats of an assignment, recovered."""
+        return Pipeline(self._lossy(assignment)).run(self.clean, ctx)
+
+    def _lossy(self, assignment: Assignment) -> list[Pass]:
+        recovery: list[Pass] = [Recover(self.recovery)] if self.recovery and assignment.passes else []
+        return [*assignment.passes, *recovery]
 
     def front(self, points: int, latency: float | None = None) -> list[Assignment]:
         """The assignments of least predicted loss at about `points` sizes, evenly spaced by their ratio, from the
@@ -69,8 +77,12 @@ def space(
     formats: Sequence[str] = FORMATS,
     sensitivity: str = SENSITIVITY,
     nanoseconds: Mapping[Key, float] | None = None,
+    recovery: int | None = None,
 ) -> Space:
-    """Compress every layer in every format, and score it. Raises GraphcError for an unknown sensitivity."""
+    """Compress every layer in every format, and score it. Raises GraphcError for an unknown sensitivity.
+
+    recovery: steps; None is as many as are quick, see `recovery_steps`.
+    """
     if sensitivity not in SENSITIVITIES:
         raise GraphcError(f"unknown sensitivity '{sensitivity}'; known: {', '.join(SENSITIVITIES)}")
     clean = Pipeline(CLEAN).run(source, ctx)
@@ -78,7 +90,20 @@ def space(
     losses = SENSITIVITIES[sensitivity](clean, found, ctx)
     own = {name for item in found.groups for name in item.weights}
     fixed = sum(tensor.nbytes for name, tensor in clean.weights.items() if name not in own)
-    return Space(clean, choices(found, losses, nanoseconds), fixed)
+    steps = recovery_steps(clean, ctx) if recovery is None else recovery
+    return Space(clean, choices(found, losses, nanoseconds), fixed, steps)
+
+
+def recovery_steps(graph: Graph, ctx: PassContext) -> int:
+    """Steps of recovery on the calibration batches that take up to about a minute on one core: at most 100, and none
+    where fewer than 20 would do, which bring back little."""
+    if not ctx.calibration:
+        return 0
+    sizes = graph.bind(ctx.calibration[0])
+    larger = math.prod(size / max(graph.symbols[name.name].minimum, 1) for name, size in sizes.items())
+    work = 3 * larger * sum(macs(graph, node) for node in graph.calls)  # forward, and twice as much backward
+    steps = int(min(_RECOVERY, _WORK / max(work, 1)))
+    return steps if steps >= _RECOVERY // 5 else 0
 
 
 @dataclass(frozen=True)
@@ -149,6 +174,7 @@ def explore(
     formats: Sequence[str] = FORMATS,
     sensitivity: str = SENSITIVITY,
     points: int = 16,
+    recovery: int | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     seed: int = 0,
@@ -158,14 +184,15 @@ def explore(
     """The front of about `points` sizes: for each the formats of least predicted loss, and what they lose, measured.
 
     The first arguments are those of `graphc.compile`. formats: texts that compete for each layer. sensitivity: one of
-    `graphc.analysis.SENSITIVITIES`. The metric is measured in torch, which the compiled artifact agrees with.
+    `graphc.analysis.SENSITIVITIES`. recovery: steps of training after compression (the pass `recover`), None for as
+    many as are quick. The metric is measured in torch, which the compiled artifact agrees with.
     """
     resolved = Target.parse(target)
     with terminal(progress) as show:
         source = trace(model, example_inputs, example_kwargs, dynamic_shapes)
         data = calibrating.batches(source, calibration)
         ctx = PassContext(resolved, data, metric, None, seed, executor, show)
-        found = space(source, ctx, formats, sensitivity)
+        found = space(source, ctx, formats, sensitivity, recovery=recovery)
         total = sum(tensor.nbytes for tensor in found.clean.weights.values())
         chosen = found.front(points)
         graphs = [found.compressed(assignment, ctx) for assignment in chosen]

@@ -142,7 +142,7 @@ def measure(
             times = executor.submit(step_times, files, threads, rounds).result()
         progress("measuring", 1, 1)
         for (name, (transformed, program)), steps in zip(compiled.items(), times, strict=True):
-            found, left = _by_layer(program, steps), set() if name == BASELINE else _untouched(transformed)
+            found, left = _by_layer(program, steps), set() if name == BASELINE else _untouched(transformed, clean)
             alike: dict[str, list[tuple[float, str]]] = {}  # layers of one shape share their mean
             for layer in layers:
                 known[key(layer, name)] = None
@@ -175,13 +175,14 @@ def _compiled(clean: Graph, target: Target, passes: str) -> tuple[Graph, Program
     return graph, lower(graph, target, silent)
 
 
-def _untouched(graph: Graph) -> set[str]:
-    """The layers that still have a plain f32 weight."""
+def _untouched(graph: Graph, clean: Graph) -> set[str]:
+    """The layers that still have the plain f32 weight that they had."""
     plain = set()
     for node in graph.calls:
         if node.target in LAYERS:
             weight = graph.weight(node.args[1])
-            if weight is not None and weight.dtype == torch.float32:
+            kept = isinstance(node.args[1], fx.Node) and str(node.args[1].target) in clean.weights
+            if weight is not None and weight.dtype == torch.float32 and kept:
                 plain.add(node.meta["path"] or node.name)
     return plain
 

@@ -121,17 +121,23 @@ class Pipeline:
                 if graph is not before:
                     verify(graph)
             except VerificationError as error:
-                raise PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before) from error
+                raise PassFailure(
+                    f"the result of pass '{item}' is wrong: {error}", item, before, ctx.original
+                ) from error
             except GraphcError:
                 raise
             except Exception as error:
-                raise PassFailure(f"pass '{item}' failed: {type(error).__name__}: {error}", item, before) from error
+                raise PassFailure(
+                    f"pass '{item}' failed: {type(error).__name__}: {error}", item, before, ctx.original
+                ) from error
             step = Step(index, len(self.passes), item, time.perf_counter() - start)
             for watcher in watchers:
                 try:
                     watcher(step, before, graph)
                 except VerificationError as error:
-                    raise PassFailure(f"the result of pass '{item}' is wrong: {error}", item, before) from error
+                    raise PassFailure(
+                        f"the result of pass '{item}' is wrong: {error}", item, before, ctx.original
+                    ) from error
         return graph
 
 
@@ -149,12 +155,13 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class PassFailure(PassError):
-    """A pass that failed, with the graph it was given: what a crash reproducer needs."""
+    """A pass that failed, with the graph it was given and the original: what a crash reproducer needs."""
 
-    def __init__(self, message: str, applied: Pass, before: Graph) -> None:
+    def __init__(self, message: str, applied: Pass, before: Graph, original: Graph | None = None) -> None:
         super().__init__(message)
         self.applied = applied
         self.before = before
+        self.original = None if original is before else original
 
 
 # -- the registry: a file's name is its pass's name -----------------------------------------------

@@ -14,12 +14,15 @@ from graphc.target import Target
 
 
 def write(failure: PassFailure, ctx: PassContext, folder: Path | None = None) -> Path:
-    """Write `before.txt`, its weights, the first calibration batch and `reproduce.json`; returns the folder."""
+    """Write `before.txt` and, where lossy passes ran before, `original.txt`, with their weights, the first calibration
+    batch and `reproduce.json`; returns the folder."""
     from safetensors.torch import save_file
 
     folder = folder or Path(tempfile.mkdtemp(prefix="graphc-crash-"))
     folder.mkdir(parents=True, exist_ok=True)
     text.save(failure.before, folder / "before.txt")
+    if failure.original is not None:
+        text.save(failure.original, folder / "original.txt")
     if ctx.calibration:
         save_file(
             {str(i): leaf.contiguous() for i, leaf in enumerate(ctx.calibration[0])}, folder / "calibration.safetensors"
@@ -42,5 +45,6 @@ def run(folder: str | Path) -> Graph:
     if (folder / "calibration.safetensors").exists():
         leaves = load_file(folder / "calibration.safetensors")
         batches = [[leaves[str(index)] for index in range(len(leaves))]]
-    ctx = PassContext(Target.from_json(facts["target"]), batches, seed=facts["seed"])
+    original = text.read(folder / "original.txt") if (folder / "original.txt").exists() else None
+    ctx = PassContext(Target.from_json(facts["target"]), batches, seed=facts["seed"], original=original)
     return Pipeline(facts["pass"]).run(text.read(folder / "before.txt"), ctx)

@@ -1,20 +1,23 @@
 """The search for an artifact that keeps a budget: formats are assigned by predicted losses, bounds judged on artifacts.
 
-With a bound on the metric's drop, the front of best assignments is bisected for the smallest artifact that keeps it
-(the drop is taken to fall along the front; what is returned was measured itself, whatever falls). Without, the
-assignment of least predicted loss is sought: what an artifact takes beyond its layers' weights and times (code, other
-weights, other operators) is measured on each artifact, and left to the next.
+With a bound on the metric's drop, the front of best assignments is bisected for the smallest artifact that keeps it, as
+if the drop fell along the front. Whatever it does, what is returned was measured, and has to keep the bounds on the
+held-back data too: from the smallest that was tried, then from further points up the front, the first that does is it.
+Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers' weights and times
+(code, other weights, other operators) is measured on each artifact, and left to the next; of those that keep the bounds
+the one whose outputs diverge least is best. Where time is bounded, int8 arithmetic for the whole network competes too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from graphc.acceptance import Figures, Judge
-from graphc.analysis.candidates import FLOAT, FORMATS, Key
+from graphc.analysis.candidates import FLOAT, FORMATS, Key, compressing
+from graphc.analysis.outputs import change
 from graphc.artifact import Artifact
 from graphc.assignment import Assignment
 from graphc.assignment.integer_program import integer_program
@@ -22,109 +25,153 @@ from graphc.board import Board
 from graphc.errors import BudgetError
 from graphc.exploration import Space, space
 from graphc.graph import Graph
-from graphc.pipeline import PassContext, Pipeline
+from graphc.pipeline import PRESETS, PassContext, Pipeline
+
+Build = Callable[[Pipeline], tuple[Artifact, Graph]]
 
 _POINTS = 24  # of the front that is bisected
 _TRIES = 8  # artifacts built at most for bounds on size and latency
+_JUDGED = 4  # calibration batches that tell how far the outputs diverge
+_WHOLE = "int8"  # the preset that competes where time is bounded
 
 
 @dataclass(frozen=True)
 class Tried:
-    """An assignment with the artifact that it gave, and its figures."""
+    """Passes with the artifact that they gave, its figures, and the divergence of its outputs in nats.
 
-    assignment: Assignment
+    assignment: None for a preset, whose name is `formats`.
+    """
+
+    formats: str
     pipeline: Pipeline
     artifact: Artifact
     figures: Figures
+    divergence: float
+    assignment: Assignment | None = None
 
 
-def search(source: Graph, ctx: PassContext, judge: Judge, build: Callable[[Pipeline], Artifact]) -> Tried:
+class Search:
+    """What was tried so far, by formats."""
+
+    def __init__(self, source: Graph, ctx: PassContext, judge: Judge, build: Build, found: Space) -> None:
+        self._source, self._ctx, self.judge, self._build, self.space = source, ctx, judge, build, found
+        self.tried: dict[str, Tried] = {}
+
+    def attempt(self, assignment: Assignment) -> Tried:
+        return self._attempt(str(assignment), self.space.pipeline(assignment), assignment)
+
+    def preset(self, name: str) -> Tried:
+        return self._attempt(name, Pipeline(PRESETS[name]), None)
+
+    def _attempt(self, formats: str, pipeline: Pipeline, assignment: Assignment | None) -> Tried:
+        if formats not in self.tried:
+            artifact, graph = self._build(pipeline)
+            kl = change(self._source, graph, self._ctx.calibration[:_JUDGED]).kl
+            figures = self.judge.measure(artifact)
+            self.tried[formats] = Tried(formats, pipeline, artifact, figures, kl, assignment)
+            self._ctx.progress("searching", len(self.tried), _TRIES)
+        return self.tried[formats]
+
+    def kept(self) -> list[Tried]:
+        """Those that keep the bounds, as far as was measured, by size."""
+        rows = sorted(self.tried.values(), key=lambda row: (row.figures.size, row.formats))
+        return [row for row in rows if not row.figures.broken(self.judge.budget)]
+
+    def verify(self, row: Tried) -> Tried:
+        """With what the held-back data say."""
+        found = replace(row, figures=self.judge.verified(row.artifact, row.figures))
+        self.tried[row.formats] = found
+        return found
+
+
+def search(source: Graph, ctx: PassContext, judge: Judge, build: Build, formats: Sequence[str] | None = None) -> Tried:
     """An artifact that keeps the judge's budget, with all that was measured on the way in its report.
 
-    Raises BudgetError, with the nearest that was found, where none does.
+    build: an artifact, and the graph that it was lowered from. formats: None for all of FORMATS. Raises BudgetError,
+    with the nearest that was found, where none does.
     """
-    latency = judge.budget.latency
-    nanoseconds = None if latency is None else _latencies(source, ctx)
+    latency, competing = judge.budget.latency, FORMATS if formats is None else formats
+    nanoseconds = None if latency is None else layer_latencies(source, ctx, competing)
     here = replace(ctx, executor=None) if isinstance(ctx.executor, Board) else ctx  # a board only measures
-    found = space(source, here, FORMATS, nanoseconds=nanoseconds)
-    tried: dict[str, Tried] = {}
-
-    def attempt(assignment: Assignment) -> Tried:
-        text = str(assignment)
-        if text not in tried:
-            pipeline = found.pipeline(assignment)
-            artifact = build(pipeline)
-            tried[text] = Tried(assignment, pipeline, artifact, judge.measure(artifact))
-            ctx.progress("searching", len(tried), _TRIES)
-        return tried[text]
-
-    if judge.budget.metric_drop is not None:
-        _bisect(found, judge, attempt)
-    else:
-        _approach(found, judge, attempt)
-    rows = sorted(tried.values(), key=lambda row: (row.figures.size, str(row.assignment)))
-    kept = [row for row in rows if not row.figures.broken(judge.budget)]
-    if not kept:
+    state = Search(source, ctx, judge, build, space(source, here, competing, nanoseconds=nanoseconds))
+    if latency is not None:
+        state.preset(_WHOLE)
+    best = _smallest(state) if judge.budget.metric_drop is not None else _nearest(state)
+    rows = sorted(state.tried.values(), key=lambda row: (row.figures.size, row.formats))
+    if best is None:
         nearest = min(rows, key=lambda row: _excess(row.figures, judge))
         raise BudgetError(
             f"no assignment of formats keeps the budget; of {len(rows)} that were measured the nearest breaks\n  "
             + "\n  ".join(nearest.figures.broken(judge.budget))
             + f"\nwith the pipeline {nearest.pipeline}\nRaise the bound to that, or give other formats."
         )
-    smallest = judge.budget.metric_drop is not None
-    best = kept[0] if smallest else min(kept, key=lambda row: (row.assignment.loss, row.figures.size))
     report = best.artifact.report()
-    front = tuple(_row(row, found, chosen=row is best) for row in rows)
+    front = tuple(_row(row, chosen=row is best) for row in rows)
     artifact = best.artifact.with_report(type(report)(report.rows, report.totals, report.facts, front))
-    return Tried(best.assignment, best.pipeline, artifact, best.figures)
+    return replace(best, artifact=artifact)
 
 
-def _bisect(found: Space, judge: Judge, attempt: Callable[[Assignment], Tried]) -> None:
-    front = found.front(_POINTS)
-    bound = judge.budget.metric_drop
+def _smallest(state: Search) -> Tried | None:
+    """The smallest artifact that was found to keep all bounds, on the held-back data too."""
+    budget = state.judge.budget
+    try:
+        front = state.space.front(_POINTS, None if budget.latency is None else budget.latency * 1e6)
+    except BudgetError:  # the layers alone take more time than there is
+        front = [integer_program(state.space.choices, minimize="nanoseconds")]
     low, high = 0, len(front)  # the first that keeps the bound is in [low, high]
     while low < high:
         middle = (low + high) // 2
-        drop = attempt(front[middle]).figures.drop
-        if drop is not None and bound is not None and drop <= bound:
+        figures = state.attempt(front[middle]).figures
+        if figures.drop is not None and budget.metric_drop is not None and figures.drop <= budget.metric_drop:
             high = middle
         else:
             low = middle + 1
+    for row in state.kept():
+        if not (row := state.verify(row)).figures.broken(budget):
+            return row
+    for assignment in front[low:]:  # the drop does not fall along the front, or is another on the held-back data
+        if str(assignment) not in state.tried:
+            row = state.attempt(assignment)
+            if not row.figures.broken(budget) and not (row := state.verify(row)).figures.broken(budget):
+                return row
+    return None
 
 
-def _approach(found: Space, judge: Judge, attempt: Callable[[Assignment], Tried]) -> None:
-    budget = judge.budget
-    beside = {"bytes": float(found.fixed), "nanoseconds": 0.0}  # what an artifact takes beyond its items
-    seen: set[str] = set()
+def _nearest(state: Search) -> Tried | None:
+    """The artifact within the bounds whose outputs diverge least from the float model's."""
+    budget = state.judge.budget
+    beside = {"bytes": float(state.space.fixed), "nanoseconds": 0.0}  # what an artifact takes beyond its items
+    choices = state.space.choices
     for _ in range(_TRIES):
         size = None if budget.bytes is None else budget.bytes - beside["bytes"]
         time = None if budget.latency is None else budget.latency * 1e6 - beside["nanoseconds"]
+        before = len(state.tried)
         try:
-            assignment = integer_program(found.choices, size=size, latency=time)
+            assignment = integer_program(choices, size=size, latency=time)
         except BudgetError:  # the least that there is may be less than expected, or is the nearest
-            attempt(integer_program(found.choices, minimize="nanoseconds" if budget.bytes is None else "bytes"))
-            return
-        if str(assignment) in seen:
-            return
-        seen.add(str(assignment))
-        figures = attempt(assignment).figures
+            state.attempt(integer_program(choices, minimize="nanoseconds" if budget.bytes is None else "bytes"))
+            break
+        figures = state.attempt(assignment).figures
+        if len(state.tried) == before:
+            break
         beside["bytes"] = max(beside["bytes"], figures.size - assignment.bytes)
         if figures.milliseconds is not None:
             beside["nanoseconds"] = max(beside["nanoseconds"], figures.milliseconds * 1e6 - assignment.nanoseconds)
+    return min(state.kept(), key=lambda row: (row.divergence, row.figures.size), default=None)
 
 
-def _latencies(source: Graph, ctx: PassContext) -> dict[Key, float]:
+def layer_latencies(source: Graph, ctx: PassContext, formats: Sequence[str]) -> Mapping[Key, float]:
     """Nanoseconds of the items, in the formats that all their layers were measured in, here or on a board."""
     from graphc.analysis.items import items
     from graphc.latency import measure
     from graphc.pipeline import CLEAN
 
-    passes = {text: f'compress{{format="{text}",unfit=keep}},split_sums,split_low_rank' for text in FORMATS}
+    passes = {text: f"{compressing(text, data=True, unfit='keep')},split_sums,split_low_rank" for text in formats}
     board = ctx.executor if isinstance(ctx.executor, Board) else None
     table = measure(source, ctx.target, passes, executor=board, progress=ctx.progress)
     found = {}
     for item in items(Pipeline(CLEAN).run(source, ctx)):
-        for text in (FLOAT, *FORMATS):
+        for text in (FLOAT, *formats):
             if all((layer, text) in table for layer in item.layers):
                 found[item.name, text] = sum(table[layer, text].nanoseconds for layer in item.layers)
     return found
@@ -136,6 +183,7 @@ def _excess(figures: Figures, judge: Judge) -> float:
     for value, bound in (
         (figures.size, budget.bytes),
         (figures.drop, budget.metric_drop),
+        (figures.held_back, budget.metric_drop),
         (figures.milliseconds, budget.latency),
     ):
         if value is not None and bound is not None:
@@ -143,17 +191,19 @@ def _excess(figures: Figures, judge: Judge) -> float:
     return total
 
 
-def _row(row: Tried, found: Space, chosen: bool) -> dict[str, Any]:
+def _row(row: Tried, chosen: bool) -> dict[str, Any]:
     figures = row.figures
     return {
         "bytes": figures.size,
         "bytes of weights": figures.weights,
-        "predicted loss": row.assignment.loss,
+        "predicted loss": None if row.assignment is None else row.assignment.loss,
+        "divergence": _finite(row.divergence),
         "metric": _finite(figures.metric),
         "drop": _finite(figures.drop),
+        "drop on held-back data": _finite(figures.held_back),
         "milliseconds": figures.milliseconds,
         "chosen": chosen,
-        "formats": str(row.assignment),
+        "formats": row.formats,
     }
 
 

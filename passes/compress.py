@@ -41,6 +41,7 @@ from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
 LAYERS = (aten.convolution.default, aten.linear.default)
+Unfit = Literal["error", "keep"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Compress(Pass):
     format: str = "linear"
     layers: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    unfit: Literal["error", "keep"] = "error"
+    unfit: Unfit = "error"
     data: bool = False
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:

@@ -60,7 +60,8 @@ class Position:
 class SeparateConvolutions(Pass):
     """Replace convolutions whose path matches `layers` and none of `exclude` (shell patterns; no pattern: all).
 
-    error: bound on the squared change of the results over their square, for all substitutions together. initial: "svd"
+    error: bound on the squared change of the results over their square, for all substitutions together; inf: all are
+    replaced, and nothing is measured. initial: "svd"
     as above; "random" is normal with the original weight's power, for training from scratch and for comparison. Raises
     CalibrationError where there is no data to measure with.
     """
@@ -73,6 +74,9 @@ class SeparateConvolutions(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         chosen: list[str] = []
+        if math.isinf(self.error):  # whatever it costs: there is nothing to measure
+            chosen = [node.name for node in graph.calls if self._takes(graph, node)]
+            return separate(graph, chosen, self.initial, ctx.seed) if chosen else graph
         found = sorted(self.positions(graph, ctx), key=lambda position: position.error / position.saved)
         expected = _results(graph, ctx) if found else []
         for position in found:

@@ -1,176 +1,321 @@
-"""What choosing a format for each layer gains: `python -m graphc.tools.assignment [NAME ...]`, post-training.
+"""What choosing a format for each layer gains: `python -m graphc.tools.assignment [NAME ...]`.
 
-resnet20     ResNet-20 on jpeg_test at 8, 16 and 24 times fewer bytes of weights than fp32: mixed formats by the integer
-             program and by gates, only linear, only vector, and one linear or vector format for all layers
+resnet20     ResNet-20 at 8, 16 and 24 times fewer bytes of weights than fp32: mixed formats by the integer program and
+             by gates, only linear, only vector, and one linear or vector format for all layers, whose options are tuned
+             to fill the bytes; post-training, and after a short recovery without labels
+reach        the mixed one at 16 times, recovered for longer
 sensitivity  seconds of ResNet-18's gradient sensitivity over all formats, and of the integer program
 
-Bytes are those of all weights that the graph stores. "top-1 %" is of the compressed graph in torch.
+The full run, which goes on where it was stopped, and the figure:
+
+    python -m graphc.tools.assignment --output tools/results/assignment.json --plot tools/results/assignment.png
+
+Bytes are those of all weights that the graph stores. "top-1 %" is of the compressed graph in torch on the first images
+of jpeg_test; formats are chosen and encoded by 320 images of jpeg_train, and recovery reads 10,000. "against" is
+the difference in top-1 to the mixed integer program (`reach`: to fp32) on the same images, with its standard error.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor, nn
+from torch.export import Dim
 
 import graphc
-from graphc.analysis import SENSITIVITIES, gradients
+from graphc.analysis import gradients
 from graphc.analysis.candidates import FLOAT, FORMATS, Candidates, candidates
-from graphc.assignment import Assignment, Choice, choices
+from graphc.analysis.items import items
+from graphc.analysis.outputs import change
+from graphc.assignment import Choice, Option, choices
 from graphc.assignment.gates import gates
 from graphc.assignment.integer_program import integer_program
 from graphc.calibration import batches
 from graphc.errors import BudgetError
 from graphc.graph import Graph
+from graphc.passes.compress import Compress
 from graphc.pipeline import CLEAN, PassContext, Pipeline
+from graphc.tools import statement
+from graphc.tools.figures import Recorder
+from graphc.tools.statement import Known
+from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS
+from graphc.training.distillation import Distillation
+from graphc.training.loop import Samples, Training
+from graphc.training.recovery import recover
 
-Figures = dict[str, Any]
 RATIOS = (8, 16, 24)
+MIXED = "mixed, integer program"
+ONCE = "eliminate_common_subexpressions,drop_unused"  # a shared codebook is stored once
+_CALIBRATION, _BATCH = 320, 20
+_TRAINING, _STEP = 10_000, 64  # images, and those of one step
+_MEAN, _DEVIATION = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
-def _prepared(name: str, batch: int, count: int) -> tuple[Graph, PassContext]:
-    entry = MODELS[name]
-    graph = Pipeline(CLEAN).run(graphc.trace(entry.build(), entry.example_inputs(batch)))
-    return graph, PassContext(calibration=batches(graph, entry.calibration(count, batch)))
-
-
-def _bytes(graph: Graph) -> int:
+def size(graph: Graph) -> int:
+    """Bytes of all weights."""
     return sum(tensor.nbytes for tensor in graph.weights.values())
 
 
-def only(made: Sequence[Choice], kinds: Sequence[str]) -> list[Choice]:
-    """The options of some formats alone; a layer that none of them fits keeps f32."""
-    result = []
-    for choice in made:
-        kept = tuple(option for option in choice.options if option.format.partition("(")[0] in kinds)
-        floats = tuple(option for option in choice.options if option.format == FLOAT)
-        result.append(replace(choice, options=kept or floats))
-    return result
+def only(made: Sequence[Choice], kind: str) -> list[Choice]:
+    """The options of one kind of format, and f32."""
+    return [
+        replace(choice, options=tuple(o for o in choice.options if o.format.partition("(")[0] in (kind, FLOAT)))
+        for choice in made
+    ]
 
 
-def uniform(made: Sequence[Choice], kind: str, size: int) -> Assignment | None:
-    """The one format of a kind for all layers that has the least predicted loss within the size; layers that it does
-    not fit have the kind's own closest number of bytes below, or else its smallest format."""
-    texts = sorted({option.format for choice in only(made, [kind]) for option in choice.options} - {FLOAT})
-    found: list[Assignment] = []
-    for text in texts:
-        picked = []
-        for choice in only(made, [kind]):
-            same = [option for option in choice.options if option.format == text]
-            picked.append(same[0] if same else min(choice.options, key=lambda option: option.bytes))
-        assignment = Assignment(tuple(choice.item for choice in made), tuple(picked))
-        if assignment.bytes <= size:
-            found.append(assignment)
-    return min(found, key=lambda assignment: assignment.loss, default=None)
+class Study:
+    """ResNet-20 with all candidates."""
 
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.entry = MODELS["resnet20_jpeg"]
+        example = (self.entry.example_inputs(4)[0],)
+        dynamic = ({0: Dim("batch", min=1, max=1024)},)
+        self.graph = Pipeline(CLEAN).run(graphc.trace(self.entry.build(), example, dynamic_shapes=dynamic))
+        self.ctx = PassContext(calibration=batches(self.graph, self.entry.calibration(_CALIBRATION, _BATCH)))
 
-def resnet20(limit: int | None, sensitivity: str, steps: int) -> Figures:
-    entry = MODELS["resnet20_jpeg"]
-    graph, ctx = _prepared("resnet20_jpeg", 20, 320)
-    total = _bytes(graph)
-    figures: Figures = {"images": limit or 10_000, "fp32 bytes": total}
-    start = time.perf_counter()
-    found: Candidates = candidates(graph, FORMATS, ctx)
-    figures["candidates"] = len(found)
-    figures["compressing all candidates, s"] = time.perf_counter() - start
-    start = time.perf_counter()
-    made = choices(found, SENSITIVITIES[sensitivity](graph, found, ctx))
-    figures[f"sensitivity ({sensitivity}), s"] = time.perf_counter() - start
-    figures["fp32 top-1 %"] = _top1(entry, graph, limit)
-    fixed = total - sum(found[item.name, FLOAT].bytes for item in found.groups)
-    for ratio in RATIOS:
-        size = total // ratio - fixed
-        ways: Mapping[str, Callable[[int], Assignment | None]] = {
-            "mixed, integer program": lambda size: integer_program(made, size=size),
-            "mixed, gates": lambda size: gates(graph, found, made, ctx, size, steps=steps),
-            "linear and f32, integer program": lambda size: integer_program(only(made, ["linear", FLOAT]), size=size),
-            "vector and f32, integer program": lambda size: integer_program(only(made, ["vector", FLOAT]), size=size),
-            "uniform linear": lambda size: uniform(made, "linear", size),
-            "uniform vector": lambda size: uniform(made, "vector", size),
-        }
-        for way, choose in ways.items():
-            start = time.perf_counter()
-            try:
-                assignment = choose(size)
-            except BudgetError:
-                assignment = None
-            if assignment is None:
-                figures[f"{ratio}x {way}"] = "nothing fits"
-                continue
-            seconds = time.perf_counter() - start
-            compressed = Pipeline(assignment.passes).run(graph, ctx)
-            figures[f"{ratio}x {way}"] = (
-                f"{_top1(entry, compressed, limit):.2f} % top-1, {_bytes(compressed):,} bytes, predicted loss "
-                f"{assignment.loss:.4g}, {seconds:.2f} s"
+    @cached_property
+    def moments(self) -> dict[str, Tensor]:
+        return Compress().moments(self.graph, self.ctx)
+
+    @cached_property
+    def found(self) -> Candidates:
+        return candidates(self.graph, FORMATS, self.ctx)
+
+    @cached_property
+    def made(self) -> tuple[Choice, ...]:
+        """The options of all layers; bytes and losses of a run that was stopped are those of this one."""
+
+        def measured() -> list[list[Any]]:
+            rows = gradients.scores(self.graph, self.found, self.ctx)
+            return [[*key, candidate.bytes, rows[key].fisher] for key, candidate in self.found.items()]
+
+        scored = self.known.once("candidates | scores", measured)
+        return tuple(
+            Choice(
+                item,
+                tuple(Option(text, taken, loss, data=True) for name, text, taken, loss in scored if name == item.name),
             )
-            figures[f"{ratio}x {way}: spec"] = str(assignment)
-    return figures
+            for item in items(self.graph)
+        )
+
+    def ways(self, bound: int, steps: int) -> Mapping[str, Callable[[], str]]:
+        """Each way to choose passes that leave at most `bound` bytes of weights."""
+        weights = {name for item in items(self.graph) for name in item.weights}
+        room = bound - size(self.graph) + sum(self.graph.weights[name].nbytes for name in weights)
+        return {
+            MIXED: lambda: str(integer_program(self.made, size=room)),
+            "vector, integer program": lambda: str(integer_program(only(self.made, "vector"), size=room)),
+            "linear, integer program": lambda: str(integer_program(only(self.made, "linear"), size=room)),
+            "uniform vector": lambda: self.uniform(_vectors(), bound),
+            "uniform linear": lambda: self.uniform(_linears(), bound),
+            "mixed, gates": lambda: str(gates(self.graph, self.found, self.made, self.ctx, room, steps=steps)),
+        }
+
+    def uniform(self, specs: Sequence[tuple[str, str]], bound: int) -> str:
+        """Of passes that give all layers one format, (kind, spec), the largest of each kind within the bytes; of these
+        the one by which the outputs diverge least on the calibration data."""
+        largest: dict[str, tuple[int, str]] = {}
+        for kind, spec in specs:
+            if (taken := self._taken(spec)) <= bound:
+                largest[kind] = max(largest.get(kind, (0, "")), (taken, spec))
+        if not largest:
+            raise BudgetError(f"one format for all layers takes more than {bound:,} bytes, whatever its options")
+        few = self.ctx.calibration[:4]
+        return min(
+            (spec for _, spec in largest.values()), key=lambda spec: change(self.graph, self.compressed(spec), few).kl
+        )
+
+    @cache  # noqa: B019 (one study a run)
+    def _taken(self, spec: str) -> int:
+        """The bytes of all weights; how well they are encoded does not matter here."""
+        for slow, fast in ((",range=mse,rounding=gptq", ""), ("codewords", "iterations=0,codewords")):
+            spec = spec.replace(slow, fast)
+        return size(self.compressed(spec))
+
+    def compressed(self, spec: str) -> Graph:
+        """The graph after passes `compress`, all of which encode by the float graph's moments."""
+        graph = self.graph
+        for each in Pipeline(spec).passes:
+            graph = each.encoded(graph, self.moments, self.ctx)  # type: ignore[attr-defined]
+        return Pipeline(ONCE).run(graph, self.ctx)
+
+    def recovered(self, graph: Graph, steps: int, checkpoint: Path | None) -> Graph:
+        """The graph trained towards the float one's logits on batches of unlabelled training images."""
+
+        def prepare(given: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+            """A crop of the padded images, flipped or not."""
+            row, column, flip = (int(torch.randint(each, (), generator=generator)) for each in (5, 5, 2))
+            x = nn.functional.pad((given[0] / 255 - _MEAN) / _DEVIATION, (2, 2, 2, 2))
+            x = x[:, :, row : row + 32, column : column + 32]
+            return [x.flip(3) if flip else x]
+
+        images = data.jpeg_images("cifar10/jpeg_train.npz", _TRAINING)
+        training = Training(steps, 1e-3, warmup=min(20, steps), checkpoint=checkpoint, interval=25)
+        made = recover(self.graph, graph, Samples((images,), _STEP, 0, prepare), training, Distillation())
+        return Pipeline(ONCE).run(made, self.ctx)
+
+    def right(self, graph: Graph, limit: int | None) -> str:
+        """For each test image whether it is predicted as labelled, 1 or 0."""
+        run, labels = Recorder(graph.run), data.labels("cifar10/jpeg_test.npz", limit)
+        self.entry.evaluate(run, limit, 100)
+        return "".join(str(int(hit)) for hit in run.stacked.argmax(1) == labels.numpy())
 
 
-def _top1(entry: Any, graph: Graph, limit: int | None) -> float:
-    with torch.no_grad():
-        value: float = entry.evaluate(graph.run, limit, 20)
-    return value
+def _vectors() -> list[tuple[str, str]]:
+    return [
+        (f"{d}{shared}", f'compress{{format="vector(d={d},codewords={2**bits}{shared})"}}')
+        for d in (1, 2, 3, 4, 6, 8, 9)
+        for bits in range(2, 9)
+        for shared in ("", ",shared=true")
+    ]
 
 
-def sensitivity(limit: int | None, kind: str, steps: int) -> Figures:
-    graph, ctx = _prepared("resnet18", 1, limit or gradients.DRAWS)
+def _linears() -> list[tuple[str, str]]:
+    """A layer that groups do not divide has a scale for each row instead."""
+    found = []
+    for bits in (8, 4, 3, 2):
+        row = f'compress{{format="linear(bits={bits},range=mse,rounding=gptq)"}}'
+        groups = (
+            f'compress{{format="linear(bits={bits},group={group},range=mse,rounding=gptq)",unfit=keep}},{row}'
+            for group in (72, 48, 36, 24, 18, 16, 12, 9)
+        )
+        found += [(f"{bits}", spec) for spec in (row, *groups)]
+    return [*found, ("binary", "compress{format=binary}")]
+
+
+def against(mine: str, others: str) -> str:
+    """The difference of two top-1 on the same images in points, with its standard error."""
+    differences = torch.tensor([int(a) - int(b) for a, b in zip(mine, others, strict=True)], dtype=torch.float64)
+    return f"{100 * float(differences.mean()):+.2f} +- {100 * float(differences.std()) / len(differences) ** 0.5:.2f}"
+
+
+def resnet20(options: argparse.Namespace, known: Known) -> None:
+    study = Study(known)
+    total = known.once("fp32 bytes", lambda: size(study.graph))
+    right = known.once("fp32 | right", lambda: study.right(study.graph, options.limit))
+    known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
+    ways = {ratio: study.ways(total // ratio, options.gates) for ratio in RATIOS}
+    for way in next(iter(ways.values())):  # the quick ones of all budgets first
+        for ratio in RATIOS:
+            row(study, known, f"{ratio}x {way}", ways[ratio][way], options, f"{ratio}x {MIXED}", options.steps)
+
+
+def reach(options: argparse.Namespace, known: Known) -> None:
+    study = Study(known)
+    total = size(study.graph)
+    right = known.once("fp32 | right", lambda: study.right(study.graph, options.limit))
+    known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
+    choose = study.ways(total // 16, 0)[MIXED]
+    row(study, known, "16x", choose, options, "fp32", options.reach)
+
+
+def chosen(known: Known, name: str, choose: Callable[[], str]) -> str:
+    """The passes that a way chooses, "" where nothing fits."""
+    try:
+        return str(known.once(f"{name} | passes", choose))
+    except BudgetError:
+        known[name] = {"measured": "nothing fits"}
+        return str(known.once(f"{name} | passes", str))
+
+
+def row(
+    study: Study,
+    known: Known,
+    name: str,
+    choose: Callable[[], str],
+    options: argparse.Namespace,
+    other: str,
+    steps: int,
+) -> None:
+    """Choose, compress, recover and judge; each is kept as soon as it is there."""
+    spec = chosen(known, name, choose)
+    if name in known or not spec:
+        return
+    graph = study.compressed(spec)
+    stages = {"": graph}
+    found: dict[str, Any] = {"bytes": size(graph), "times smaller": size(study.graph) / size(graph)}
+    if steps:
+        checkpoint = options.output and options.output.parent / f"{name.replace(' ', '_')}.safetensors"
+        stages["recovered"] = study.recovered(graph, steps, checkpoint)
+        found["recovered bytes"] = size(stages["recovered"])
+    for stage, made in stages.items():
+        key = f"{stage} top-1 %".strip()
+        right = known.once(f"{name} | {stage or 'encoded'} right", lambda made=made: study.right(made, options.limit))
+        found[key] = 100 * right.count("1") / len(right)
+        reference = known.get(f"{other} | {stage or 'encoded'} right", known.get(f"{other} | right"))
+        if reference is not None and other != name:
+            found[f"{key}, against"] = against(right, reference)
+    known[name] = found
+    if steps and checkpoint:
+        checkpoint.unlink()
+
+
+def sensitivity(options: argparse.Namespace, known: Known) -> None:
+    entry, count = MODELS["resnet18"], options.limit or gradients.DRAWS
+    graph = Pipeline(CLEAN).run(graphc.trace(entry.build(), entry.example_inputs(1)))
+    ctx = PassContext(calibration=batches(graph, entry.calibration(count, 1)))
     start = time.perf_counter()
     found = candidates(graph, FORMATS, ctx)
     encoded = time.perf_counter()
-    losses = {key: row.fisher for key, row in gradients.scores(graph, found, ctx).items()}
+    losses = {key: each.fisher for key, each in gradients.scores(graph, found, ctx).items()}
     scored = time.perf_counter()
-    made = choices(found, losses)
-    total = _bytes(graph)
-    assignment = integer_program(made, size=total // 8)
-    return {
-        "formats": len(FORMATS),
-        "candidates": len(found),
-        "threads": torch.get_num_threads(),
-        "compressing all candidates, s": encoded - start,
-        "gradient sensitivity, s": scored - encoded,
-        "integer program, s": time.perf_counter() - scored,
-        "8x: predicted loss": assignment.loss,
-    }
+    integer_program(choices(found, losses), size=size(graph) // 8)
+    known["formats"], known["candidates"], known["threads"] = len(FORMATS), len(found), torch.get_num_threads()
+    known["compressing all candidates, s"] = encoded - start
+    known["gradient sensitivity, s"] = scored - encoded
+    known["integer program, s"] = time.perf_counter() - scored
 
 
-FIGURES: dict[str, Callable[[int | None, str, int], Figures]] = {"resnet20": resnet20, "sensitivity": sensitivity}
+def plot(known: Mapping[str, Any], path: Path) -> None:
+    """Top-1 against bytes, a line for each way, before recovery and after."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ways = dict.fromkeys(name.partition("x ")[2] for name, each in known.items() if isinstance(each, dict))
+    for number, way in enumerate(ways):
+        rows = [each for name, each in known.items() if name.partition("x ")[2] == way and "bytes" in each]
+        for key, style in (("top-1 %", "--"), ("recovered top-1 %", "-")):
+            points = [(each["bytes"] / 1e3, each[key]) for each in rows if key in each]
+            label = f"{way}{', recovered' if style == '-' else ''}"
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker="o", color=f"C{number}", label=label)
+    axes.axhline(known["fp32 top-1 %"], color="black", linewidth=0.8, label="fp32")
+    axes.set(xscale="log", xlabel="kB of weights", ylabel="top-1 %", title=f"ResNet-20, {known['images']:,} images")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
+    figure.savefig(path)
+
+
+FIGURES = {"resnet20": resnet20, "reach": reach, "sensitivity": sensitivity}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m graphc.tools.assignment", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which figures (default: all): {', '.join(FIGURES)}")
-    parser.add_argument("--limit", type=int, help="fewer images, for a quick look")
-    parser.add_argument("--sensitivity", choices=sorted(SENSITIVITIES), default="fisher", help="of resnet20")
-    parser.add_argument("--steps", type=int, default=400, help="of the gates' training")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    options = parser.parse_args(arguments)
-    unknown = sorted(set(options.names) - set(FIGURES))
-    if unknown:
-        parser.error(f"unknown figure {', '.join(unknown)}; known: {', '.join(FIGURES)}")
-    measured: dict[str, Figures] = {}
-    for name in options.names or FIGURES:
-        measured[name] = FIGURES[name](options.limit, options.sensitivity, options.steps)
-        table = Table("figure", "measured", title=name)
-        for key, value in measured[name].items():
-            if not key.endswith("spec"):
-                table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-        Console().print(table)
-        if options.output:
-            beside = options.output.with_suffix(".part")
-            beside.write_text(json.dumps(measured, indent=2) + "\n")
-            beside.rename(options.output)
-    return 0
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--gates", type=int, default=400, help="steps of the gates' training")
+        parser.add_argument("--steps", type=int, default=100, help="of recovery, for each row of resnet20; 0: none")
+        parser.add_argument("--reach", type=int, default=1500, help="steps of recovery in the figure of that name")
+        parser.add_argument("--plot", type=Path, help="draw resnet20 into an image file")
+
+    def drawn(options: argparse.Namespace, known: Known) -> None:
+        resnet20(options, known)
+        if options.plot:
+            plot(known, options.plot)
+
+    return statement.main("graphc.tools.assignment", __doc__, FIGURES | {"resnet20": drawn}, arguments, add)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ determinism  the same model, data and seed in two processes: the same bytes
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -25,8 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import graphc
 from graphc import compiler
@@ -35,6 +32,8 @@ from graphc.calibration import batches
 from graphc.pipeline import PassContext, pipeline
 from graphc.progress import silent
 from graphc.target import Target
+from graphc.tools import statement
+from graphc.tools.statement import Known
 from graphc.tools.zoo.catalog import MODELS
 from graphc.tuning import Database, tune
 
@@ -293,26 +292,11 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m graphc.tools.figures", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which figures (default: all): {', '.join(FIGURES)}")
-    parser.add_argument("--limit", type=int, help="fewer images, models or repetitions, for a quick look")
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    options = parser.parse_args(arguments)
-    unknown = sorted(set(options.names) - set(FIGURES))
-    if unknown:
-        parser.error(f"unknown figure {', '.join(unknown)}; known: {', '.join(FIGURES)}")
-    measured: dict[str, Figures] = {}
-    for name in options.names or FIGURES:
-        measured[name] = FIGURES[name](options.limit)
-        table = Table("figure", "measured", title=name)
-        for key, value in measured[name].items():
-            table.add_row(key, f"{value:.3g}" if isinstance(value, float) and abs(value) < 1 else str(value))
-        Console().print(table)
-        if options.output:
-            beside = options.output.with_suffix(".part")
-            beside.write_text(json.dumps(measured, indent=2) + "\n")
-            beside.rename(options.output)
-    return 0
+    def filling(measure: Callable[[int | None], Figures]) -> Callable[[argparse.Namespace, Known], None]:
+        return lambda options, known: known.update(measure(options.limit))
+
+    named = {name: filling(measure) for name, measure in FIGURES.items()}
+    return statement.main("graphc.tools.figures", __doc__, named, arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A candidate is made by the very pass that will compress the layer, so that what 
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,15 @@ from graphc.analysis.items import Item, items
 from graphc.errors import FormatError
 from graphc.graph import Graph, concrete
 from graphc.parallel import spread
-from graphc.passes.compress import Compress
-from graphc.pipeline import PassContext
+from graphc.passes.compress import Compress, Unfit
+from graphc.passes.separate_convolutions import SeparateConvolutions
+from graphc.pipeline import Pass, PassContext
 from graphc.target import Target
 
 Key = tuple[str, str]  # an item's name, a format's text
 
 FLOAT = "f32"  # the layer stays as it is
+SEPARABLE = "separable"  # a convolution becomes a depthwise and a pointwise one, in f32 (DSConv)
 
 # What competes for a layer where the user names nothing; a layer that a format cannot take lacks that candidate.
 FORMATS: tuple[str, ...] = (
@@ -40,6 +43,7 @@ FORMATS: tuple[str, ...] = (
     "block_sparse(height=8,width=1,density=0.5)",
     "low_rank(rank=8)",
     "low_rank(rank=32)",
+    SEPARABLE,
 )
 
 
@@ -89,7 +93,7 @@ def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candid
 
     Raises FormatError for a text that names no format, or where none is left.
     """
-    legal = [text for text in dict.fromkeys(formats) if ctx.target.takes(text)]
+    legal = [text for text in dict.fromkeys(formats) if text == SEPARABLE or ctx.target.takes(text)]
     if not legal:
         raise FormatError(f"{ctx.target.name} takes none of the formats {', '.join(formats)}")
     wanted = items(graph)
@@ -105,6 +109,13 @@ def candidates(graph: Graph, formats: Sequence[str], ctx: PassContext) -> Candid
     return Candidates(found, wanted, legal, bool(moments))
 
 
+def compressing(text: str, layers: Sequence[str] = (), data: bool = False, unfit: Unfit = "error") -> Pass:
+    """The pass that brings layers, all where none is named, into a format."""
+    if text == SEPARABLE:
+        return SeparateConvolutions(error=math.inf, layers=patterns(layers))
+    return Compress(text, patterns(layers), unfit=unfit, data=data)
+
+
 def patterns(layers: Sequence[str]) -> tuple[str, ...]:
     """Layers as the shell patterns that match them alone."""
     return tuple(glob.escape(layer) for layer in layers)
@@ -118,9 +129,13 @@ def _compressed(
     target: Target,
     seed: int,
 ) -> dict[Key, Candidate]:
-    names = patterns([layer for item in wanted for layer in item.layers])
+    if not wanted:
+        return {}
+    compress = compressing(text, [layer for item in wanted for layer in item.layers], unfit="keep")
     with torch.no_grad():
-        compressed = Compress(text, names, unfit="keep").encoded(graph, moments, PassContext(target, seed=seed))
+        if not isinstance(compress, Compress):
+            return _separated(compress.run(graph, PassContext(target, seed=seed)), graph, wanted)
+        compressed = compress.encoded(graph, moments, PassContext(target, seed=seed))
     sources = {node.name: node for node in compressed}
     expressions = {}
     for node in graph.calls:
@@ -134,6 +149,24 @@ def _compressed(
         parts: dict[str, Tensor] = {}
         weights = {name: _decoded(compressed, node, parts) for name, node in made.items()}
         found[item.name, text] = Candidate(sum(part.nbytes for part in parts.values()), weights)
+    return found
+
+
+def _separated(separated: Graph, graph: Graph, wanted: Sequence[Item]) -> dict[Key, Candidate]:
+    """The items all of whose weights are a depthwise and a pointwise one, as the dense weights that they amount to."""
+    found = {}
+    for item in wanted:
+        parts = {
+            name: [separated.weights[f"{name}.{part}"] for part in ("depthwise", "pointwise")]
+            for name in item.weights
+            if f"{name}.depthwise" in separated.weights
+        }
+        if len(parts) < len(item.weights):
+            continue
+        weights = {name: (mix.flatten(2) * taps.flatten(2).movedim(1, 0)).reshape(graph.weights[name].shape)
+                   for name, (taps, mix) in parts.items()}  # fmt: skip
+        size = sum(part.nbytes for pair in parts.values() for part in pair)
+        found[item.name, SEPARABLE] = Candidate(size, weights)
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphc import formats
-from graphc.analysis.candidates import FLOAT, Candidates, Key
+from graphc.analysis.candidates import FLOAT, SEPARABLE, Candidates, Key
 from graphc.cost import macs
 from graphc.formats.low_rank import LowRank
 from graphc.graph import Graph
@@ -51,7 +51,8 @@ class Cost:
 def costs(graph: Graph, found: Candidates, roofline: Roofline) -> dict[Key, Cost]:
     """The cost of every candidate; `roofline` is `Roofline.of(target)`, or what was measured.
 
-    A linear layer's low-rank factors are multiplied one after the other (`split_low_rank`), where that is less work.
+    A linear layer's low-rank factors are multiplied one after the other (`split_low_rank`), where that is less work; a
+    separable convolution is a depthwise and a pointwise one.
     """
     nodes: dict[str, list[fx.Node]] = {}
     for node in graph.calls:
@@ -67,8 +68,11 @@ def costs(graph: Graph, found: Candidates, roofline: Roofline) -> dict[Key, Cost
 
 def _macs(graph: Graph, node: fx.Node, text: str) -> int:
     full = macs(graph, node)
-    chosen = None if text == FLOAT else formats.parse(text)
     weight = graph.weight(node.args[1])
+    if text == SEPARABLE and weight is not None:
+        outputs, _, *kernel = weight.shape
+        return full // math.prod(kernel) + full // outputs  # pointwise, depthwise
+    chosen = None if text in (FLOAT, SEPARABLE) else formats.parse(text)
     if not isinstance(chosen, LowRank) or weight is None or weight.dim() != 2:
         return full
     rows, columns = weight.shape

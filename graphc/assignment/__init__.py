@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graphc.analysis.candidates import FLOAT, Candidates, Key, patterns
+from graphc.analysis.candidates import FLOAT, Candidates, Key, compressing
 from graphc.analysis.items import Item
-from graphc.passes.compress import Compress
-from graphc.pipeline import Pipeline
+from graphc.pipeline import Pass, Pipeline
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,13 @@ class Assignment:
         return {item.name: option.format for item, option in zip(self.items, self.options, strict=True)}
 
     @property
-    def passes(self) -> tuple[Compress, ...]:
+    def passes(self) -> tuple[Pass, ...]:
         """One pass for each format, with the layers that it takes; those that stay in f32 are in none."""
         layers: dict[tuple[str, bool], list[str]] = {}
         for item, option in zip(self.items, self.options, strict=True):
             if option.format != FLOAT:
                 layers.setdefault((option.format, option.data), []).extend(item.layers)
-        return tuple(Compress(text, patterns(taken), data=data) for (text, data), taken in sorted(layers.items()))
+        return tuple(compressing(text, taken, data) for (text, data), taken in sorted(layers.items()))
 
     def __str__(self) -> str:
         """The spec of the passes: `compress{format="linear(bits=4)",layers=[a,b]},...`."""

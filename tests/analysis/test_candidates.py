@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import graphc
-from graphc.analysis.candidates import FLOAT, Candidates, candidates
+from graphc.analysis.candidates import FLOAT, SEPARABLE, Candidates, candidates, compressing
 from graphc.analysis.cost import Roofline, costs
 from graphc.analysis.items import items
 from graphc.errors import FormatError
@@ -57,8 +57,8 @@ def test_layers_of_one_fused_group_are_one_item(graph: Graph, monkeypatch: pytes
     assert [item.layers for item in items(graph)] == [("0", "3"), ("6",)]
 
 
-def test_a_candidate_is_what_the_pass_stores(graph: Graph, found: Candidates) -> None:
-    compressed = Pipeline('compress{format="vector(d=2,codewords=16)",layers=[3]}').run(graph)
+def test_a_candidate_is_what_the_pass_stores(graph: Graph, found: Candidates, ctx: PassContext) -> None:
+    compressed = Pipeline('compress{format="vector(d=2,codewords=16)",layers=[3],data=true}').run(graph, ctx)
     key = ("3", "vector(d=2,codewords=16)")
     before = sum(weight.nbytes for weight in graph.weights.values())
     after = sum(weight.nbytes for weight in compressed.weights.values())
@@ -113,3 +113,34 @@ def test_low_rank_linear_layers_multiply_less() -> None:
     made = candidates(graph, ("low_rank(rank=4)",), PassContext())
     cost = costs(graph, made, Roofline.of(Target.parse("x86-64")))
     assert cost["0", "low_rank(rank=4)"].macs == 2 * 4 * (32 + 64)
+
+
+def test_a_separable_convolution_competes_as_what_the_pass_makes_of_it(graph: Graph, ctx: PassContext) -> None:
+    found = candidates(graph, (SEPARABLE, "linear"), ctx)
+    assert [key for key in found if key[1] == SEPARABLE] == [("0", SEPARABLE), ("3", SEPARABLE)], "the last is linear"
+    dense = graph.clone()
+    for name in ("0", "3"):
+        dense.weights.update(found[name, SEPARABLE].weights)
+    passes = compressing(SEPARABLE, ["0", "3"])
+    assert str(passes) == "separate_convolutions{error=inf,layers=[0,3]}"
+    separated = Pipeline(str(passes)).run(graph, PassContext())
+    x = ctx.calibration[0]
+    torch.testing.assert_close(separated.run_flat(x), dense.run_flat(x), rtol=1e-4, atol=1e-5)
+    stored = sum(separated.weights[f"{n}.{part}"].nbytes for n in found.item("0").weights + found.item("3").weights
+                 for part in ("depthwise", "pointwise"))  # fmt: skip
+    assert stored == found["0", SEPARABLE].bytes + found["3", SEPARABLE].bytes
+    work = costs(graph, found, Roofline(1e9, 1e9))
+    assert work["3", SEPARABLE].macs == work["3", FLOAT].macs // 9 + work["3", FLOAT].macs // 8
+
+
+def test_candidates_are_encoded_by_the_data_where_there_is_any(graph: Graph, ctx: PassContext) -> None:
+    text = "linear(bits=3,range=mse,rounding=gptq)"
+    found = candidates(graph, (text,), ctx)
+    assert found.data and len(found.changed) == 3
+    by_pass = Pipeline([compressing(text, data=True)]).run(graph, ctx)
+    dense = graph.clone()
+    for key in found.changed:
+        dense.weights.update(found[key].weights)
+    torch.testing.assert_close(by_pass.run_flat(ctx.calibration[0]), dense.run_flat(ctx.calibration[0]))
+    without = candidates(graph, (text,), PassContext())
+    assert not without.data and not without.changed, "GPTQ needs data"

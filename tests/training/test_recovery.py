@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graphc import reproducer
 from graphc.analysis.outputs import change
 from graphc.passes.recover import Recover
-from graphc.pipeline import PassContext, Pipeline
+from graphc.pipeline import PassContext, PassFailure, Pipeline
 from graphc.training.distillation import Distillation
 from graphc.training.loop import Training
 from graphc.training.recovery import expressed, recover, recoverable
@@ -75,3 +76,18 @@ def test_the_pass_is_the_same_for_a_seed_and_keeps_what_was_if_learning_does_not
     plain = Pipeline('compress{format="linear(bits=2)"}').run(teacher, ctx)
     wild = Recover(steps=1, learning_rate=1e3).run(plain, PassContext(calibration=data, original=teacher))
     assert wild is plain
+
+
+def test_a_crash_in_it_can_be_run_again(teacher, data, tmp_path, monkeypatch):
+    """The reproducer holds the original graph too, without which there would be nothing to recover."""
+
+    def crash(original, graph, *args, **kwargs):
+        raise RuntimeError(f"{len(original.weights)} and {len(graph.weights)} weights")
+
+    monkeypatch.setattr("graphc.passes.recover.recover", crash)
+    ctx = PassContext(calibration=data)
+    with pytest.raises(PassFailure, match="6 and 12 weights") as failure:
+        Pipeline('compress{format="linear(bits=2)"},recover{steps=10}').run(teacher, ctx)
+    folder = reproducer.write(failure.value, ctx, tmp_path)
+    with pytest.raises(PassFailure, match="6 and 12 weights"):
+        reproducer.run(folder)

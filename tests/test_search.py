@@ -1,0 +1,202 @@
+"""The search under bounds on time, and the promise on held-back data.
+
+Times are a table's: nothing is timed. Lowereds are graphs that run in torch: what is lowered is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import graphc
+from graphc import acceptance, compiler, exploration, search
+from graphc.analysis.candidates import FLOAT
+from graphc.artifact import Size
+from graphc.errors import BudgetError
+from graphc.graph import Graph
+from graphc.passes.compress import Compress
+from graphc.pipeline import PRESETS, PassContext, Pipeline
+from graphc.report import Report
+
+LAYERS = ("0", "2", "4")
+FORMATS = ("linear", "linear(bits=4)", "vector(d=2,codewords=16)", "vector(d=4,codewords=16)")
+TIMES = dict(zip((FLOAT, *FORMATS), (1.0, 0.6, 0.7, 0.8, 0.4), strict=True))  # milliseconds of a layer
+CODE = 1000
+BESIDE, WHOLE = 0.25, 0.5  # of the operators between the layers; of the network in int8
+
+
+class Lowered:
+    """A graph as an artifact."""
+
+    def __init__(self, graph: Graph, report: Report) -> None:
+        self._graph, self._report = graph, report
+        weights = sum(weight.nbytes for weight in graph.weights.values())
+        self.size = Size(weights, CODE, weights + CODE)
+
+    def run(self, *inputs: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return self._graph.run(*inputs).numpy()
+
+    def report(self) -> Report:
+        return self._report
+
+    def with_report(self, report: Report) -> Lowered:
+        return Lowered(self._graph, report)
+
+
+def lowered(passes: Pipeline, source: Graph, ctx: PassContext, watchers: Any, dump_ir: Any) -> tuple[Lowered, Graph]:
+    graph = passes.run(source, ctx)
+    return Lowered(graph, Report((), {}, {"pipeline": str(passes)})), graph
+
+
+def milliseconds(artifact: Lowered, source: Any = None) -> float:
+    """What the table says of an artifact's layers, and what lies between them."""
+    spec = artifact.report().facts["pipeline"]
+    if spec == PRESETS["int8"]:
+        return WHOLE
+    chosen = {
+        layer: each.format for each in Pipeline(spec).passes if isinstance(each, Compress) for layer in each.layers
+    }
+    return BESIDE + sum(TIMES[chosen.get(layer, FLOAT)] for layer in LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {(layer, text): 1e6 * time for layer in LAYERS for text, time in TIMES.items()}
+    monkeypatch.setattr(search, "layer_latencies", lambda source, ctx, formats: known)
+    monkeypatch.setattr(acceptance, "latency", milliseconds)
+    monkeypatch.setattr(compiler, "_build", lowered)
+    monkeypatch.setattr(exploration, "_RECOVERY", 5)  # steps
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(16, 32, generator=generator) for _ in range(4)]
+
+
+@pytest.fixture
+def compiled(model: nn.Module, batches: list[torch.Tensor]) -> Callable[..., Lowered]:
+    def compile(*args: Any, **kwargs: Any) -> Lowered:
+        return graphc.compile(model, "host", (batches[0],), batches, graphc.Budget(**kwargs), *args, formats=FORMATS)
+
+    return compile
+
+
+def chosen(artifact: Lowered) -> Any:
+    (point,) = (point for point in artifact.report().front if point["chosen"])
+    return point
+
+
+def test_time_is_kept_by_what_diverges_least(compiled: Callable[..., Lowered]) -> None:
+    found = compiled(latency=2.7)
+    point = chosen(found)
+    assert point["milliseconds"] == pytest.approx(milliseconds(found))
+    assert point["milliseconds"] <= 2.7
+    kept = [row for row in found.report().front if row["milliseconds"] <= 2.7]
+    assert point["divergence"] == min(row["divergence"] for row in kept)
+    assert {row["formats"] for row in kept} >= {"int8"}, "int8 arithmetic competes"
+    assert point["milliseconds"] > 2.0, "there is time for more than 8 bits in all layers, and what lies between them"
+
+
+def test_room_to_spare_leaves_the_floats(compiled: Callable[..., Lowered]) -> None:
+    assert chosen(compiled(latency=9.0))["divergence"] == pytest.approx(0, abs=1e-9)
+
+
+def test_size_and_time_are_kept_together(compiled: Callable[..., Lowered]) -> None:
+    loose, tight = compiled(latency=2.3, size=12_000), compiled(latency=2.3, size="6 kB")
+    for found, bound in ((loose, 12_000), (tight, 6_000)):
+        assert found.size <= bound
+        assert chosen(found)["milliseconds"] <= 2.3
+    assert chosen(tight)["divergence"] > chosen(loose)["divergence"]
+
+
+def test_int8_wins_where_no_choice_of_formats_is_fast_enough(compiled: Callable[..., Lowered]) -> None:
+    found = compiled(latency=1.0)
+    assert chosen(found)["formats"] == "int8"
+    assert found.report().facts["pipeline"] == PRESETS["int8"]
+    with pytest.raises(BudgetError, match=r"the nearest breaks\n  latency: 0.5 ms .* > 0.1 ms"):
+        compiled(latency=0.1)
+
+
+def test_a_drop_and_time_are_kept_together(compiled: Callable[..., Lowered], agreement: Any) -> None:
+    found = compiled(agreement(0), latency=2.0, metric_drop=5.0)
+    assert chosen(found)["drop"] <= 5.0 and chosen(found)["milliseconds"] <= 2.0
+
+
+@pytest.fixture
+def agreement(model: nn.Module) -> Any:
+    """agreement(seed): per cent of the float model's predictions, on data of that seed."""
+
+    def metric_on(seed: int) -> acceptance.Metric:
+        generator = torch.Generator().manual_seed(100 + seed)
+        data = [torch.randn(16, 32, generator=generator) for _ in range(8)]
+        with torch.no_grad():
+            labels = [model(batch).argmax(1).numpy() for batch in data]
+
+        def metric(run: Callable[..., Any]) -> float:
+            return 100.0 * float(np.mean([run(x).argmax(1) == y for x, y in zip(data, labels, strict=True)]))
+
+        return metric
+
+    return metric_on
+
+
+def test_the_search_steps_back_until_the_held_back_data_agree(
+    model: nn.Module, batches: list[torch.Tensor], agreement: Any
+) -> None:
+    """The metric that is searched with finds everything good; so the smallest of all is tried first."""
+    budget, held_back = graphc.Budget(metric_drop=4.0), agreement(1)
+    found = graphc.compile(
+        model, "host", (batches[0],), batches, budget, lambda run: 1.0, held_back=held_back, formats=FORMATS
+    )
+    points = found.report().front
+    assert 100 - held_back(lambda batch: found.run(batch)) == pytest.approx(chosen(found)["drop on held-back data"])
+    assert chosen(found)["drop on held-back data"] <= 4.0
+    assert points[0]["drop on held-back data"] > 4.0 and not points[0]["chosen"]
+    alone = graphc.compile(model, "host", (batches[0],), batches, budget, lambda run: 1.0, formats=FORMATS)
+    assert alone.size < found.size, "without held-back data the metric has the last word"
+
+
+def test_a_drop_that_does_not_fall_with_size_is_kept(
+    model: nn.Module, batches: list[torch.Tensor], agreement: Any
+) -> None:
+    """A metric that is wrong about every second artifact: what is returned keeps the bound on both."""
+    calls, true = [0], agreement(2)
+
+    def erratic(run: Callable[..., Any]) -> float:
+        calls[0] += 1
+        return true(run) - (50.0 if calls[0] % 2 == 0 else 0.0)
+
+    found = graphc.compile(
+        model, "host", (batches[0],), batches, graphc.Budget(metric_drop=4.0), erratic, held_back=true, formats=FORMATS
+    )
+    assert chosen(found)["drop"] <= 4.0 and chosen(found)["drop on held-back data"] <= 4.0
+    assert 100 - true(lambda batch: found.run(batch)) <= 4.0
+
+
+def test_held_back_data_that_nothing_keeps_show_the_nearest(model: nn.Module, batches: list[torch.Tensor]) -> None:
+    with pytest.raises(BudgetError, match="the nearest breaks\n  metric on held-back data: a drop of nan > 1"):
+        graphc.compile(
+            model, "host", (batches[0],), batches, graphc.Budget(metric_drop=1.0), lambda run: 1.0,
+            held_back=lambda run: float("nan"), formats=FORMATS[:2],
+        )  # fmt: skip
+
+
+def test_a_given_pipeline_must_keep_the_held_back_data_too(model: nn.Module, batches: list[torch.Tensor]) -> None:
+    with pytest.raises(BudgetError, match="does not keep its budget:\n  metric on held-back data"):
+        graphc.compile(
+            model, "host", (batches[0],), batches, graphc.Budget(metric_drop=1.0), lambda run: 1.0, "int8",
+            held_back=lambda run: float("nan"),
+        )  # fmt: skip
