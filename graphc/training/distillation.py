@@ -9,10 +9,10 @@ labels      cross entropy against labels, which then are the last tensor of a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import escape
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +46,20 @@ class Distillation:
             raise TrainingError("features need both a weight and the nodes that they are compared at")
 
 
+class Student(Protocol):
+    """What learns: a Trainable, or a graph that is quantized while it trains."""
+
+    def run_flat(
+        self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None
+    ) -> list[Tensor]: ...
+
+    def graph(self) -> Graph: ...
+
+
 class DistillationLoss:
     """loss(batch) -> scalar; a batch is the graphs' flat inputs and, with a weight on `labels`, int64 labels."""
 
-    def __init__(self, student: Trainable, teacher: Graph, options: Distillation) -> None:
+    def __init__(self, student: Student, teacher: Graph, options: Distillation) -> None:
         self._student, self._teacher, self._options = student, teacher, options
         self._inputs = len(teacher.placeholders)
         theirs = {node.name: node for node in teacher.calls}
@@ -70,16 +80,18 @@ class DistillationLoss:
             wanted = f"{self._inputs} inputs" + (" and the labels" if options.labels else "")
             raise TrainingError(f"a batch has {len(batch)} tensors; expected {wanted}")
         leaves = batch[: self._inputs]
-        with torch.no_grad():
-            answer = self._teacher.run_flat(leaves, known)[options.result]
+        answer = None
+        if options.logits or options.nodes or options.embedding:
+            with torch.no_grad():
+                answer = self._teacher.run_flat(leaves, known)[options.result]
         given = self._student.run_flat(leaves, seen)[options.result]
         loss = torch.zeros(())
-        if options.logits:
+        if options.logits and answer is not None:
             loss = loss + options.logits * divergence(given, answer, options.temperature)
         for name in options.nodes:
             error = F.mse_loss(seen.values[name], known.values[name])
             loss = loss + options.features * error / known.values[name].square().mean().clamp(min=1e-12)
-        if options.embedding:
+        if options.embedding and answer is not None:
             cosine = F.cosine_similarity(given.flatten(1), answer.flatten(1), dim=1)
             loss = loss + options.embedding * (1 - cosine).mean()
         if options.labels:
