@@ -30,40 +30,24 @@ graph example((%x,), {}) {
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from graphc.calibration import fitting_threads
 from graphc.graph import Graph
 from graphc.passes.quantize import Quantize
 from graphc.pipeline import PassContext
-from graphc.training.reconstruction import Reconstruction
-from graphc.training.reconstruction import reconstruct as learn
+from graphc.training.reconstruction import Reconstruction, reconstruct
 
 
 @dataclass(frozen=True)
-class Reconstruct(Quantize):
-    """`quantize` with learned roundings.
-
-    granularity: what is compared with the float graph, the result of each layer or of each module's layers together.
-    iterations: of each of them; batch: samples in one. drop: the share of activations that are left as they are while
-    learning. step_rate: how fast step sizes of activations learn; 0 leaves them.
-    """
+class Reconstruct(Reconstruction, Quantize):
+    """`quantize` with learned roundings: the options of both, those of `quantize` first."""
 
     fidelity = "lossy"
     bias_correction: bool = False
-    granularity: Literal["layer", "block"] = "block"
-    iterations: int = 100
-    batch: int = 32
-    learning_rate: float = 0.02
-    step_rate: float = 0.002
-    drop: float = 0.5
 
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         quantized = super().run(graph, ctx)
         if quantized is graph:
             return graph
-        options = Reconstruction(
-            self.granularity, self.iterations, self.batch, self.learning_rate, self.step_rate, self.drop
-        )
         with fitting_threads(graph):
-            return learn(graph, quantized, ctx.calibration, options, ctx.seed, ctx.progress)
+            return reconstruct(graph, quantized, ctx.calibration, self, ctx.seed, ctx.progress)

@@ -12,10 +12,10 @@ it and then thrown away (the regressor of FitNets, section 2.2; the projection h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import escape
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,16 @@ class Distillation:
             raise TrainingError("features need both a weight and the nodes that they are compared at")
 
 
+class Student(Protocol):
+    """What learns: a Trainable, or a graph that is quantized while it trains."""
+
+    def run_flat(
+        self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None
+    ) -> list[Tensor]: ...
+
+    def graph(self) -> Graph: ...
+
+
 class LinearMap(nn.Module):
     """y = A x along one dimension: A f32 [wanted, given], orthogonal at first."""
 
@@ -74,7 +84,7 @@ class DistillationLoss:
     dimensions but one; `seed` gives their first weights. Raises TrainingError for values that cannot be compared.
     """
 
-    def __init__(self, student: Trainable, teacher: Graph, options: Distillation, seed: int = 0) -> None:
+    def __init__(self, student: Student, teacher: Graph, options: Distillation, seed: int = 0) -> None:
         self._student, self._teacher, self._options = student, Trainable(teacher), options
         self._inputs = len(teacher.placeholders)
         self._map: dict[str, LinearMap] = {}
@@ -118,17 +128,19 @@ class DistillationLoss:
             wanted = f"{self._inputs} inputs" + (" and the labels" if options.labels else "")
             raise TrainingError(f"a batch has {len(batch)} tensors; expected {wanted}")
         leaves = batch[: self._inputs]
+        answer = None
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            with torch.no_grad():
-                answer = self._teacher.run_flat(leaves, known)[options.result].float()
+            if options.logits or options.nodes or options.embedding:
+                with torch.no_grad():
+                    answer = self._teacher.run_flat(leaves, known)[options.result].float()
             given = self._student.run_flat(leaves, seen)[options.result].float()
         loss = torch.zeros(())
-        if options.logits:
+        if options.logits and answer is not None:
             loss = loss + options.logits * divergence(given, answer, options.temperature)
         for name in options.nodes:
             ours, theirs = self._mapped(name, seen.values[name]), known.values[name].float()
             loss = loss + options.features * F.mse_loss(ours, theirs) / theirs.square().mean().clamp(min=1e-12)
-        if options.embedding:
+        if options.embedding and answer is not None:
             embedding = self._mapped(_EMBEDDING, given)
             cosine = F.cosine_similarity(embedding.flatten(1), answer.flatten(1), dim=1)
             loss = loss + options.embedding * (1 - cosine).mean()

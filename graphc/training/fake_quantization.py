@@ -13,7 +13,7 @@ They are held as s = s0 * exp(t), so that one learning rate fits steps of every 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,40 +24,12 @@ from graphc.errors import TrainingError
 from graphc.graph import Graph, arguments, concrete
 from graphc.operators.quantization import along
 from graphc.quantized_weight import QuantizedWeight, bounds
+from graphc.training import straight_through
 
 aten, graphc_ops = torch.ops.aten, torch.ops.graphc
 
 LAYERS = (aten.convolution.default, aten.linear.default)
 _STRETCH, _SHIFT = 1.2, 0.1  # of the rectified sigmoid
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0]
-
-
-def round_through(x: Tensor) -> Tensor:
-    """Half to even; the gradient passes straight through."""
-    result: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """The same value, its gradient times a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return gradients[0] * ctx.factor, None
 
 
 class StepSize(nn.Module):
@@ -71,8 +43,7 @@ class StepSize(nn.Module):
     def forward(self, count: int = 1, largest: int = 1) -> Tensor:
         """The step size; its gradient is scaled for `count` values that share it."""
         factor = 1 / math.sqrt(max(1, count) * max(1, largest))
-        scaled: Tensor = _ScaleGradient.apply(self.logarithm, factor)  # type: ignore[no-untyped-call]
-        return self.initial * scaled.exp()  # type: ignore[operator]
+        return self.initial * straight_through.scale_gradient(self.logarithm, factor).exp()  # type: ignore[operator]
 
 
 class FakeActivation(nn.Module):
@@ -86,10 +57,10 @@ class FakeActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.step(x.numel() // max(1, x.shape[0]), self.high - self.low)
-        steps = (x / step).clamp(self.low - self.zero, self.high - self.zero)
-        result = round_through(steps) * step
+        result = straight_through.quantized(x, step, self.low - self.zero, self.high - self.zero)
         if self.training and self.drop:
-            return torch.where(torch.rand_like(x) < self.drop, x, result)
+            # One draw for all samples of a batch: random numbers took longer than all else here.
+            return torch.where(torch.rand(x.shape[1:]) < self.drop, x, result)
         return result
 
 
@@ -108,7 +79,7 @@ class FakeWeight(nn.Module):
 
     def forward(self) -> Tensor:
         step = self._scale()
-        return round_through(self._steps(step).clamp(*self.bounds)) * step
+        return straight_through.rounded(self._steps(step).clamp(*self.bounds)) * step
 
     def _scale(self) -> Tensor:
         return along(self.step(self.weight[0].numel(), max(1, self.bounds[1])), 0, self.weight.dim())
@@ -154,14 +125,22 @@ Rounding = Callable[[Tensor, Tensor, int], nn.Module]
 class FakeQuantized(nn.Module):
     """A graph that `quantize` made of `original`, with parameters: float weights or roundings, step sizes, biases.
 
-    rounding: what a weight becomes, FakeWeight or LearnedRounding. drop: see FakeActivation. Called with flat inputs,
-    it gives the flat results; `graph()` gives the quantized graph with what was learned. Raises TrainingError where
-    `quantized` has no quantized layer of `original`.
+    rounding: what a weight becomes, FakeWeight or LearnedRounding. drop: see FakeActivation. precision: of the values
+    between layers; parameters, step sizes and what is rounded stay f32. Called with flat inputs, it gives the flat
+    results; `graph()` gives the quantized graph with what was learned. Raises TrainingError where `quantized` has no
+    quantized layer of `original`.
     """
 
-    def __init__(self, original: Graph, quantized: Graph, rounding: Rounding = FakeWeight, drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        original: Graph,
+        quantized: Graph,
+        rounding: Rounding = FakeWeight,
+        drop: float = 0.0,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.quantized = quantized
+        self.quantized, self.precision = quantized, precision
         self.found: dict[fx.Node, QuantizedWeight] = {}  # by decoding
         self.replaced: dict[fx.Node, str] = {}  # node -> the module that gives its value
         self.weights, self.activations = nn.ModuleDict(), nn.ModuleDict()
@@ -174,6 +153,7 @@ class FakeQuantized(nn.Module):
                 self._add_layer(node, original.weight(arguments(floats[node.name])[1]), rounding)
             elif node.target is graphc_ops.dequantize.default and _is_quantized(node.args[0]):
                 self._add_activation(node, steps, drop)
+        self.inside = {node for node in quantized.calls if self._inside(node)}
         if not self.weights:
             raise TrainingError("the graph has no layers that `quantize` quantized; run it first, or exclude fewer")
 
@@ -203,24 +183,34 @@ class FakeQuantized(nn.Module):
             self.activations[node.name] = FakeActivation(scale, int(zero), low, high, drop)
         self.replaced[node] = steps[key]
 
-    def forward(self, leaves: Iterable[Tensor]) -> list[Tensor]:
-        inputs = list(leaves)
-        self.quantized.bind(inputs)
-        values: dict[fx.Node, Any] = dict(zip(self.quantized.placeholders, inputs, strict=True))
+    def forward(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        return self.run_flat(leaves)
+
+    def run_flat(self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None) -> list[Tensor]:
+        """The flat results; `observe(node, value)` sees what each operator gives."""
+        self.quantized.bind(leaves)
+        values: dict[fx.Node, Any] = dict(zip(self.quantized.placeholders, leaves, strict=True))
         self.evaluate(self.quantized.calls, values)
-        return [values[node] for node in self.quantized.output.args[0]]  # type: ignore[union-attr, index]
+        if observe is not None:
+            for node in self.quantized.calls:
+                if node in values:
+                    observe(node, values[node])
+        return [values[node].to(node.meta["type"].dtype) for node in self.quantized.output.args[0]]  # type: ignore[union-attr, index]
 
     def evaluate(self, nodes: Iterable[fx.Node], values: dict[fx.Node, Any]) -> None:
         """Compute `nodes`, in their order, from the values that are there, into `values`."""
-        evaluate(self.quantized, (node for node in nodes if not self._inside(node)), values, self._replacement)
+        evaluate(self.quantized, (node for node in nodes if node not in self.inside), values, self._replacement)
 
     def _replacement(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
         name = self.replaced.get(node)
+        if node in self.bias_of:
+            return self.biases[self.bias_of[node]].to(self.precision)
         if name is None:
-            return self.biases[self.bias_of[node]] if node in self.bias_of else None
-        if node in self.found:
-            return self.weights[name]()  # type: ignore[no-any-return]
-        return self.activations[name](values[node.args[0].args[0]])  # type: ignore[union-attr, index, no-any-return]
+            weight = self.quantized.weight(node)
+            return None if weight is None or not weight.is_floating_point() else weight.to(self.precision)
+        module = self.weights[name] if node in self.found else self.activations[name]
+        read = () if node in self.found else (values[node.args[0].args[0]],)  # type: ignore[union-attr, index]
+        return module(*read).to(self.precision)  # type: ignore[no-any-return]
 
     def _inside(self, node: fx.Node) -> bool:
         """Whether only replaced nodes read a node: the integers between quantizing and decoding, packed weights."""

@@ -28,11 +28,12 @@ _WARM = 0.2  # of the iterations go by without the regularizer
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """iterations: of each part. batch: samples in each. learning_rate: of roundings; step_rate: of step sizes, whose
-    logarithms learn (0: they stay). drop: see the module's docstring."""
+    """granularity: what is compared with the float graph, the result of each layer or of each module's layers together.
+    iterations: of each of them; batch: samples in one. learning_rate: of roundings; step_rate: of the activations' step
+    sizes, whose logarithms learn (0: they stay). drop: the share of activations that stay as they are meanwhile."""
 
     granularity: Literal["layer", "block"] = "block"
-    iterations: int = 500
+    iterations: int = 100
     batch: int = 32
     learning_rate: float = 0.02
     step_rate: float = 0.002
@@ -61,8 +62,9 @@ def reconstruct(
     """The quantized graph with learned roundings; `quantized` is what `quantize` made of `original`."""
     model = FakeQuantized(original, quantized, LearnedRounding, options.drop)
     found = parts(model, original, options.granularity)
-    ours: list[Values] = [dict(zip(quantized.placeholders, batch, strict=True)) for batch in batches]
-    theirs: list[Values] = [dict(zip(original.placeholders, batch, strict=True)) for batch in batches]
+    given = [[_fast(value) for value in batch] for batch in batches]
+    ours: list[Values] = [dict(zip(quantized.placeholders, batch, strict=True)) for batch in given]
+    theirs: list[Values] = [dict(zip(original.placeholders, batch, strict=True)) for batch in given]
     floats = [node for node in original.calls]
     for number, part in enumerate(found):
         wanted = [float_node for _, float_node in part.outputs]
@@ -188,14 +190,19 @@ def _learn(
         item.soft = False
 
 
+def _fast(value: Tensor) -> Tensor:
+    """Images with their channels last, as convolutions on processors train fastest; what is computed keeps that."""
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
 def _inputs(values: Values) -> Values:
     return {node: value for node, value in values.items() if node.op == "placeholder"}
 
 
 def _mixed(model: FakeQuantized, node: fx.Node, value: Any, reference: Values, drop: float) -> Any:
-    """An input of a part, a share of it as the float graph has it."""
+    """An input of a part, a share of it as the float graph has it: the same places in all samples of a batch."""
     if node not in model.replaced:
         return value
     source = node.args[0].args[0].name  # type: ignore[union-attr]
     float_value = next((found for other, found in reference.items() if other.name == source), None)
-    return value if float_value is None else torch.where(torch.rand_like(value) < drop, float_value, value)
+    return value if float_value is None else torch.where(torch.rand(value.shape[1:]) < drop, float_value, value)

@@ -24,8 +24,9 @@ from graphc.formats.vector import Vector
 from graphc.graph import Graph
 from graphc.progress import Progress, silent
 from graphc.trainable import Trainable
+from graphc.training import straight_through
 from graphc.training.distillation import Distillation, DistillationLoss, decoded_weights
-from graphc.training.fake_quantization import LAYERS, StepSize, round_through
+from graphc.training.fake_quantization import LAYERS, StepSize
 from graphc.training.loop import Batch, Training, train
 from graphc.training.vectors import Codebook, VectorTraining, VectorWeight
 
@@ -47,7 +48,7 @@ class LinearWeight(nn.Module):
         scale = self.step(grouped.numel() // self.step.initial.numel(), self.top // 2)
         zero = self.zero
         steps = (grouped / torch.where(scale == 0, torch.inf, scale)).clamp(-zero, self.top - zero)  # type: ignore[operator]
-        return (round_through(steps) * scale).reshape(latent.shape)
+        return (straight_through.rounded(steps) * scale).reshape(latent.shape)
 
     @torch.no_grad()
     def parts(self, latent: Tensor) -> dict[str, Tensor]:

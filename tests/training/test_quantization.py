@@ -12,9 +12,10 @@ from graphc.passes.quantize import Quantize
 from graphc.passes.reconstruct import Reconstruct
 from graphc.pipeline import PassContext
 from graphc.text import dump
+from graphc.training.distillation import Distillation
 from graphc.training.fake_quantization import FakeActivation, FakeQuantized, FakeWeight, LearnedRounding
 from graphc.training.loop import Training
-from graphc.training.quantization import Distillation, train_quantized
+from graphc.training.quantization import train_quantized
 
 
 class Block(nn.Module):
@@ -52,6 +53,18 @@ def test_the_values_are_those_of_the_graph(small, bits):
     for batch in batches:
         assert torch.equal(model(batch)[0], quantized.run_flat(batch)[0])
     assert dump(model.graph()) == dump(quantized)
+
+
+def test_values_in_bfloat16_are_near_and_train(small):
+    original, batches, ctx = small
+    quantized = Quantize(4, 8).run(original, ctx)
+    model = FakeQuantized(original, quantized, precision=torch.bfloat16).train()
+    found = model(batches[0])[0]
+    expected = quantized.run_flat(batches[0])[0]
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert float((found - expected).detach().norm() / expected.norm()) < 0.05
+    found.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_the_gradient_of_a_step_is_lsqs():
@@ -130,9 +143,9 @@ def test_training_helps_and_a_killed_run_goes_on(small, tmp_path):
 
 def test_training_says_what_a_batch_lacks(small):
     original, batches, ctx = small
-    with pytest.raises(TrainingError, match="1 inputs and labels; alpha=1 needs no labels"):
+    with pytest.raises(TrainingError, match="1 inputs and the labels"):
         train_quantized(
-            original, Quantize(4).run(original, ctx), lambda step: batches[0], Training(1), Distillation(alpha=0.5)
+            original, Quantize(4).run(original, ctx), lambda step: batches[0], Training(1), Distillation(labels=1)
         )
     with pytest.raises(TrainingError, match="no layers that `quantize` quantized"):
         FakeQuantized(original, original)
