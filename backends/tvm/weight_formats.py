@@ -68,8 +68,8 @@ class KeptBlocks:
 
 @dataclass(frozen=True)
 class Codewords:
-    """A matrix of codewords. indices: uint8 [rows, pieces], perhaps unpacked; codebook: f16 or f32, [codewords, d] or one
-    for each of several runs of pieces, [spaces, codewords, d], and scale: f32 [rows, 1] or None, leaves."""
+    """A matrix of codewords. indices: uint8 [rows, pieces], perhaps unpacked; codebook: f16 or f32, [codewords, d] or,
+    one for each run of pieces, [spaces, codewords, d], and scale: f32 [rows, 1] or None, leaves."""
 
     indices: fx.Node
     codebook: fx.Node

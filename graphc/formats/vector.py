@@ -38,9 +38,9 @@ class Vector(Format):
     """Parts: codes (uint8 [rows, ceil(columns / d)], packed below 256 codewords), codebook (f16 [codewords, d], or
     [codebooks, codewords, d]) and, with `scale`, scale (f32 [rows, 1]).
 
-    d: elements of a codeword. codewords: a power of two from 2 to 256. codebooks: of a layer, a divisor of the pieces of
-    a row; piece j of J has codebook j * codebooks // J. shared: one codebook for all layers of a pass,
-    so that layers which read one input share its tables of partial products. assignment: a piece has the codeword that
+    d: elements of a codeword. codewords: a power of two from 2 to 256. codebooks: a divisor of the pieces of a row:
+    piece j of J has codebook j * codebooks // J. shared: one codebook for all layers of a pass, so that layers which
+    read one input share its tables of partial products. assignment: a piece has the codeword that
     is nearest (euclidean) or that has the smallest angle to it (cosine; the row's scale is then the projection).
     iterations, seed: of k-means. Where d does not divide the columns, the last piece of a row is filled with noughts.
     """
@@ -108,7 +108,8 @@ class Vector(Format):
             raise FormatError(f"{self}: {count} pieces in a row for {self.codebooks} codebooks; legal: {legal}")
 
         def run(of: Tensor, i: int) -> Tensor:
-            return of.unflatten(0, (rows, self.codebooks, -1))[:, i].flatten(0, 1)
+            own: Tensor = of.unflatten(0, (rows, self.codebooks, -1))[:, i]
+            return own.flatten(0, 1)
 
         cosine = self.assignment == "cosine"
         numbers = range(self.codebooks)

@@ -42,7 +42,8 @@ def _(indices: Tensor, codebook: Tensor) -> Tensor:
 def partial_products(x: Tensor, codebook: Tensor) -> Tensor:
     """Products of every codeword with every piece of x.
 
-    x: f32 [..., J * d]. codebook: f16 or f32, [codewords, d] or [spaces, codewords, d]. Returns f32 [..., J, codewords].
+    x: f32 [..., J * d]. codebook: f16 or f32, [codewords, d] or [spaces, codewords, d].
+    Returns f32 [..., J, codewords].
     """
     spaces, codewords, d = _sizes(codebook)
     columns = codebook.to(torch.float32).reshape(spaces, codewords, d).transpose(-1, -2)
