@@ -1,7 +1,7 @@
 """What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
 
     python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8    scikit-learn's digits: minutes
-    python -m graphc.tools.recovery resnet20 --steps 4000 1500 --learning-rate 1e-3 4e-4 --folder FOLDER
+    python -m graphc.tools.recovery resnet20 --steps 4000 --learning-rate 1e-3 --folder FOLDER
                                           half an hour a seed on a core of its own; goes on where it was stopped
 
 ResNet-20 (`resnet20_jpeg`) trains on jpeg_train, towards the float network's logits and without labels, judged on
@@ -87,7 +87,6 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
         samples = Samples((images[:kept],), options.batch, training.seed, augmented)
         with terminal() as bars:
             distill(student, teacher, samples, aims, training, metric, bars if sys.stderr.isatty() else logged)
-    estimate_statistics(student, images[: 25 * 400])
     result = FOLDED.run(express_vectors(student))
     names = layer_weights(teacher, exclude=FLOAT)
     parts = (".codes", ".codebook", ".scale.folded")
@@ -103,15 +102,6 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
         "times smaller than fp32": round(stored(teacher) / stored(result), 2),
         "images trained on, repetitions counted": sum(options.steps) * options.batch,
     }
-
-
-def estimate_statistics(student: Trainable, images: Tensor) -> None:
-    """Of batch normalizations: of codewords that no longer move and images that are not augmented."""
-    student.train()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for part in images.split(400):
-            student.run_flat([normalized(part)])
-    student.eval()
 
 
 def normalized(images: Tensor) -> Tensor:
