@@ -87,7 +87,7 @@ class FakeActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         step = self.step(x.numel() // max(1, x.shape[0]), self.high - self.low)
         steps = (x / step).clamp(self.low - self.zero, self.high - self.zero)
-        result = round_through(steps) * step
+        result: Tensor = round_through(steps) * step
         if self.training and self.drop:
             return torch.where(torch.rand_like(x) < self.drop, x, result)
         return result
@@ -108,7 +108,8 @@ class FakeWeight(nn.Module):
 
     def forward(self) -> Tensor:
         step = self._scale()
-        return round_through(self._steps(step).clamp(*self.bounds)) * step
+        result: Tensor = round_through(self._steps(step).clamp(*self.bounds)) * step
+        return result
 
     def _scale(self) -> Tensor:
         return along(self.step(self.weight[0].numel(), max(1, self.bounds[1])), 0, self.weight.dim())
