@@ -50,6 +50,7 @@ def compile(
     *,
     held_back: Metric | None = None,
     formats: Sequence[str] | None = None,
+    recovery: int | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     name: str | None = None,
@@ -71,7 +72,8 @@ def compile(
     does not. With calibration data and no pipeline the weights' formats are searched for (see `graphc.search`): the
     smallest that keeps metric_drop, else the best that keeps the other bounds; the report shows what was measured.
     held_back: the metric on data that the search does not look at; metric_drop must hold there as well. formats: those
-    that compete for each layer (None: graphc.analysis.candidates.FORMATS).
+    that compete for each layer (None: graphc.analysis.candidates.FORMATS). recovery: steps of training of what is tried
+    (the pass `recover`), None for as many as are quick.
     pipeline: None without a budget is "float" without calibration and "int8" with it; else a preset's name, a spec
     string, passes, or a Pipeline, and the budget is only checked. dump_ir: a folder for one IR file a pass. drift: run
     a probe after every pass, and fail where one changes more than it promises. watch: further observers of the passes.
@@ -104,7 +106,12 @@ def compile(
             from graphc.search import search
 
             found = search(
-                source, ctx, judge, lambda chosen: _build(chosen, source, ctx, (), dump_ir, entropy_coding), formats
+                source,
+                ctx,
+                judge,
+                lambda chosen: _build(chosen, source, ctx, (), dump_ir, entropy_coding),
+                formats,
+                recovery,
             )
             if watchers:  # they see the run that is kept, and no other
                 _transform(found.pipeline, source, ctx, watchers, dump_ir)

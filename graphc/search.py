@@ -84,16 +84,24 @@ class Search:
         return found
 
 
-def search(source: Graph, ctx: PassContext, judge: Judge, build: Build, formats: Sequence[str] | None = None) -> Tried:
+def search(
+    source: Graph,
+    ctx: PassContext,
+    judge: Judge,
+    build: Build,
+    formats: Sequence[str] | None = None,
+    recovery: int | None = None,
+) -> Tried:
     """An artifact that keeps the judge's budget, with all that was measured on the way in its report.
 
-    build: an artifact, and the graph that it was lowered from. formats: None for all of FORMATS. Raises BudgetError,
-    with the nearest that was found, where none does.
+    build: an artifact, and the graph that it was lowered from. formats: None for all of FORMATS. recovery: steps,
+    None for as many as are quick. Raises BudgetError, with the nearest that was found, where none does.
     """
     latency, competing = judge.budget.latency, FORMATS if formats is None else formats
     nanoseconds = None if latency is None else layer_latencies(source, ctx, competing)
     here = replace(ctx, executor=None) if isinstance(ctx.executor, Board) else ctx  # a board only measures
-    state = Search(source, ctx, judge, build, space(source, here, competing, nanoseconds=nanoseconds))
+    found = space(source, here, competing, nanoseconds=nanoseconds, recovery=recovery)
+    state = Search(source, ctx, judge, build, found)
     if latency is not None:
         state.preset(_WHOLE)
     best = _smallest(state) if judge.budget.metric_drop is not None else _nearest(state)

@@ -28,6 +28,7 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal

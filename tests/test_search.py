@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import graphc
-from graphc import acceptance, compiler, exploration, search
+from graphc import acceptance, compiler, search
 from graphc.analysis.candidates import FLOAT
 from graphc.artifact import Size
 from graphc.errors import BudgetError
@@ -71,7 +71,6 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "layer_latencies", lambda source, ctx, formats: known)
     monkeypatch.setattr(acceptance, "latency", milliseconds)
     monkeypatch.setattr(compiler, "_build", lowered)
-    monkeypatch.setattr(exploration, "_RECOVERY", 5)  # steps
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,9 @@ def batches() -> list[torch.Tensor]:
 @pytest.fixture
 def compiled(model: nn.Module, batches: list[torch.Tensor]) -> Callable[..., Lowered]:
     def compile(*args: Any, **kwargs: Any) -> Lowered:
-        return graphc.compile(model, "host", (batches[0],), batches, graphc.Budget(**kwargs), *args, formats=FORMATS)
+        return graphc.compile(
+            model, "host", (batches[0],), batches, graphc.Budget(**kwargs), *args, formats=FORMATS, recovery=5
+        )
 
     return compile
 
@@ -159,13 +160,13 @@ def test_the_search_steps_back_until_the_held_back_data_agree(
     """The metric that is searched with finds everything good; so the smallest of all is tried first."""
     budget, held_back = graphc.Budget(metric_drop=4.0), agreement(1)
     found = graphc.compile(
-        model, "host", (batches[0],), batches, budget, lambda run: 1.0, held_back=held_back, formats=FORMATS
+        model, "host", (batches[0],), batches, budget, lambda run: 1.0, held_back=held_back, formats=FORMATS, recovery=5
     )
     points = found.report().front
     assert 100 - held_back(lambda batch: found.run(batch)) == pytest.approx(chosen(found)["drop on held-back data"])
     assert chosen(found)["drop on held-back data"] <= 4.0
     assert points[0]["drop on held-back data"] > 4.0 and not points[0]["chosen"]
-    alone = graphc.compile(model, "host", (batches[0],), batches, budget, lambda run: 1.0, formats=FORMATS)
+    alone = graphc.compile(model, "host", (batches[0],), batches, budget, lambda run: 1.0, formats=FORMATS, recovery=5)
     assert alone.size < found.size, "without held-back data the metric has the last word"
 
 
@@ -180,7 +181,15 @@ def test_a_drop_that_does_not_fall_with_size_is_kept(
         return true(run) - (50.0 if calls[0] % 2 == 0 else 0.0)
 
     found = graphc.compile(
-        model, "host", (batches[0],), batches, graphc.Budget(metric_drop=4.0), erratic, held_back=true, formats=FORMATS
+        model,
+        "host",
+        (batches[0],),
+        batches,
+        graphc.Budget(metric_drop=4.0),
+        erratic,
+        held_back=true,
+        formats=FORMATS,
+        recovery=5,
     )
     assert chosen(found)["drop"] <= 4.0 and chosen(found)["drop on held-back data"] <= 4.0
     assert 100 - true(lambda batch: found.run(batch)) <= 4.0
@@ -190,7 +199,7 @@ def test_held_back_data_that_nothing_keeps_show_the_nearest(model: nn.Module, ba
     with pytest.raises(BudgetError, match="the nearest breaks\n  metric on held-back data: a drop of nan > 1"):
         graphc.compile(
             model, "host", (batches[0],), batches, graphc.Budget(metric_drop=1.0), lambda run: 1.0,
-            held_back=lambda run: float("nan"), formats=FORMATS[:2],
+            held_back=lambda run: float("nan"), formats=FORMATS[:2], recovery=0,
         )  # fmt: skip
 
 

@@ -202,8 +202,8 @@ def against(mine: str, others: str) -> str:
 
 def resnet20(options: argparse.Namespace, known: Known) -> None:
     study = Study(known)
-    total = known.once("fp32 bytes", lambda: size(study.graph))
-    right = known.once("fp32 | right", lambda: study.right(study.graph, options.limit))
+    total = known.once("fp32 bytes", size, study.graph)
+    right = known.once("fp32 | right", study.right, study.graph, options.limit)
     known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
     ways = {ratio: study.ways(total // ratio, options.gates) for ratio in RATIOS}
     for way in next(iter(ways.values())):  # the quick ones of all budgets first
@@ -214,7 +214,7 @@ def resnet20(options: argparse.Namespace, known: Known) -> None:
 def reach(options: argparse.Namespace, known: Known) -> None:
     study = Study(known)
     total = size(study.graph)
-    right = known.once("fp32 | right", lambda: study.right(study.graph, options.limit))
+    right = known.once("fp32 | right", study.right, study.graph, options.limit)
     known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
     choose = study.ways(total // 16, 0)[MIXED]
     row(study, known, "16x", choose, options, "fp32", options.reach)
@@ -251,7 +251,7 @@ def row(
         found["recovered bytes"] = size(stages["recovered"])
     for stage, made in stages.items():
         key = f"{stage} top-1 %".strip()
-        right = known.once(f"{name} | {stage or 'encoded'} right", lambda made=made: study.right(made, options.limit))
+        right = known.once(f"{name} | {stage or 'encoded'} right", study.right, made, options.limit)
         found[key] = 100 * right.count("1") / len(right)
         reference = known.get(f"{other} | {stage or 'encoded'} right", known.get(f"{other} | right"))
         if reference is not None and other != name:

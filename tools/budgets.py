@@ -100,10 +100,7 @@ def _sweep(
     formats: Sequence[str],
 ) -> None:
     model = MODELS[name].build()
-    floats = {
-        part: known.once(f"fp32, {part}", lambda metric=metric: metric(caller(model)))
-        for part, metric in metrics.items()
-    }
+    floats = {part: known.once(f"fp32, {part}", metric, caller(model)) for part, metric in metrics.items()}
     plain = known.once("fp32 bytes", lambda: graphc.compile(model, "host", calibration[0]).size.weights)
     for budget in budgets:
         key = f"metric_drop={budget}"

@@ -57,10 +57,10 @@ class Known(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._read()[self._name])
 
-    def once(self, key: str, measure: Callable[[], Any]) -> Any:
-        """The figure `key`, measured where it is not known."""
+    def once(self, key: str, measure: Callable[..., Any], *arguments: Any) -> Any:
+        """The figure `key`: measure(*arguments), where it is not known."""
         if key not in self:
-            self[key] = measure()
+            self[key] = measure(*arguments)
         return self[key]
 
 

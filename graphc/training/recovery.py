@@ -40,27 +40,29 @@ class LinearWeight(nn.Module):
         """scale, zero: f32 [rows, groups, 1], or of fewer rows or groups, which are shared."""
         super().__init__()
         self.name, self.form, self.top = name, form, 2**form.bits - 1
-        self.step = StepSize(scale)
+        self.step, self.groups = StepSize(scale), scale.numel()
+        self.zero: Tensor
         self.register_buffer("zero", zero)
 
     def forward(self, latent: Tensor) -> Tensor:
         grouped = self._grouped(latent)
-        scale = self.step(grouped.numel() // self.step.initial.numel(), self.top // 2)
-        zero = self.zero
-        steps = (grouped / torch.where(scale == 0, torch.inf, scale)).clamp(-zero, self.top - zero)  # type: ignore[operator]
-        return (straight_through.rounded(steps) * scale).reshape(latent.shape)
+        scale = self.step(grouped.numel() // self.groups, self.top // 2)
+        steps = (grouped / torch.where(scale == 0, torch.inf, scale)).clamp(-self.zero, self.top - self.zero)
+        decoded: Tensor = straight_through.rounded(steps) * scale
+        return decoded.reshape(latent.shape)
 
     @torch.no_grad()
     def parts(self, latent: Tensor) -> dict[str, Tensor]:
         """What the format stores."""
-        scale = self.step().to(torch.float16 if self.form.scale == "f16" else torch.float32).to(torch.float32)
-        grid = Grid(scale, self.zero, self.top)  # type: ignore[arg-type]
+        scale: Tensor = self.step().to(torch.float16 if self.form.scale == "f16" else torch.float32)
+        grid = Grid(scale.to(torch.float32), self.zero, self.top)
         return self.form.parts(grid.codes(self._grouped(latent)).flatten(1), grid)
 
     def _grouped(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
         group = rows.shape[1] if isinstance(self.form.group, str) else self.form.group
-        return rows.unflatten(1, (-1, group))
+        grouped: Tensor = rows.unflatten(1, (-1, group))  # type: ignore[no-untyped-call]
+        return grouped
 
 
 def recover(
