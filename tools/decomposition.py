@@ -1,8 +1,8 @@
-r"""What SLaB, low rank and the compensation of rounding lose on real weights, as the papers' inequalities.
+"""What SLaB, low rank and the compensation of rounding lose on real weights, as the papers' inequalities.
 
-    python -m graphc.tools.decomposition --output tools/results/decomposition_llama.json
-    python -m graphc.tools.decomposition --models minilm resnet18 --layers 6 --columns 768 \
-        --output tools/results/decomposition_layers.json
+    python -m graphc.tools.decomposition                     everything on the decoder: half an hour of one core
+    python -m graphc.tools.decomposition compensation --limit 30
+    python -m graphc.tools.decomposition --models minilm --layers 3 --columns 600 --bits 8
 
 slab          sparse + rank 1 * signs against Wanda, magnitude, SparseGPT and sparse + low rank at no fewer bytes
 compensation  2 and 3 bits: no compensation, a plain one of rank 8, a whitened one, and one of ranks by sensitivity
