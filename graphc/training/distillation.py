@@ -12,10 +12,11 @@ it and then thrown away (the regressor of FitNets, section 2.2; the projection h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from glob import escape
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,16 @@ class Distillation:
             raise TrainingError("features need both a weight and the nodes that they are compared at")
 
 
+class Student(Protocol):
+    """What learns: a Trainable, or a graph that is quantized while it trains."""
+
+    def run_flat(
+        self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None
+    ) -> list[Tensor]: ...
+
+    def graph(self) -> Graph: ...
+
+
 class LinearMap(nn.Module):
     """y = A x along one dimension: A f32 [wanted, given], orthogonal at first."""
 
@@ -74,7 +85,7 @@ class DistillationLoss:
     dimensions but one; `seed` gives their first weights. Raises TrainingError for values that cannot be compared.
     """
 
-    def __init__(self, student: Trainable, teacher: Graph, options: Distillation, seed: int = 0) -> None:
+    def __init__(self, student: Student, teacher: Graph, options: Distillation, seed: int = 0) -> None:
         self._student, self._teacher, self._options = student, Trainable(teacher), options
         self._inputs = len(teacher.placeholders)
         self._map: dict[str, LinearMap] = {}
@@ -118,10 +129,12 @@ class DistillationLoss:
             wanted = f"{self._inputs} inputs" + (" and the labels" if options.labels else "")
             raise TrainingError(f"a batch has {len(batch)} tensors; expected {wanted}")
         leaves = batch[: self._inputs]
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            with torch.no_grad():
-                answer = self._teacher.run_flat(leaves, known)[options.result].float()
+        with torch.autocast("cpu", torch.bfloat16) if options.precision == "bf16" else nullcontext():
             given = self._student.run_flat(leaves, seen)[options.result].float()
+            answer = given.detach()
+            if options.logits or options.nodes or options.embedding:  # else nothing is asked of the teacher
+                with torch.no_grad():
+                    answer = self._teacher.run_flat(leaves, known)[options.result].float()
         loss = torch.zeros(())
         if options.logits:
             loss = loss + options.logits * divergence(given, answer, options.temperature)
@@ -162,7 +175,7 @@ def distill(
     >>> small = distill(pruned, original, Samples((images,), 64), Distillation(features=0.1, nodes=("relu_4",)))
     """
     options = training or Training(what="distilling")
-    module = student if isinstance(student, Trainable) else Trainable(student, _decoded(student))
+    module = student if isinstance(student, Trainable) else Trainable(student, decoded_weights(student))
     loss = DistillationLoss(module, teacher, distillation or Distillation(), options.seed)
     trained = nn.ModuleDict({"student": module, "maps": loss.maps}) if len(loss.maps) else module
     shown = None if metric is None else lambda: metric(module.graph())
@@ -170,7 +183,7 @@ def distill(
     return module.graph()
 
 
-def _decoded(graph: Graph) -> list[str]:
+def decoded_weights(graph: Graph) -> list[str]:
     """Patterns of the weights that operators of graphc read, which have no gradient.
 
     Raises TrainingError where such an operator takes a value that depends on the inputs.
