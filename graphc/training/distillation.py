@@ -13,6 +13,7 @@ it and then thrown away (the regressor of FitNets, section 2.2; the projection h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from glob import escape
 from typing import Any, Literal, Protocol
@@ -128,19 +129,19 @@ class DistillationLoss:
             wanted = f"{self._inputs} inputs" + (" and the labels" if options.labels else "")
             raise TrainingError(f"a batch has {len(batch)} tensors; expected {wanted}")
         leaves = batch[: self._inputs]
-        answer = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
-            if options.logits or options.nodes or options.embedding:
+        with torch.autocast("cpu", torch.bfloat16) if options.precision == "bf16" else nullcontext():
+            given = self._student.run_flat(leaves, seen)[options.result].float()
+            answer = given.detach()
+            if options.logits or options.nodes or options.embedding:  # else nothing is asked of the teacher
                 with torch.no_grad():
                     answer = self._teacher.run_flat(leaves, known)[options.result].float()
-            given = self._student.run_flat(leaves, seen)[options.result].float()
         loss = torch.zeros(())
-        if options.logits and answer is not None:
+        if options.logits:
             loss = loss + options.logits * divergence(given, answer, options.temperature)
         for name in options.nodes:
             ours, theirs = self._mapped(name, seen.values[name]), known.values[name].float()
             loss = loss + options.features * F.mse_loss(ours, theirs) / theirs.square().mean().clamp(min=1e-12)
-        if options.embedding and answer is not None:
+        if options.embedding:
             embedding = self._mapped(_EMBEDDING, given)
             cosine = F.cosine_similarity(embedding.flatten(1), answer.flatten(1), dim=1)
             loss = loss + options.embedding * (1 - cosine).mean()
