@@ -70,7 +70,7 @@ def test_the_front_prints_draws_and_compiles(
     front.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     point = front.points[1]
-    artifact = graphc.compile(model, "host", (batches[0],), pipeline=point.pipeline)
+    artifact = graphc.compile(model, "host", (batches[0],), batches, pipeline=point.pipeline)
     assert artifact.size.weights == pytest.approx(point.bytes, rel=0.3)
     assert "compress{" in artifact.report().facts["pipeline"]
 
