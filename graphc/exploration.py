@@ -2,7 +2,7 @@
 
 >>> front = graphc.explore(model, example_inputs=(x,), calibration=batches)
 >>> print(front.to_text())
->>> graphc.compile(model, example_inputs=(x,), pipeline=front.points[3].pipeline)
+>>> graphc.compile(model, example_inputs=(x,), calibration=batches, pipeline=front.points[3].pipeline)
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def test_the_front_prints_draws_and_compiles(
     assert len(front.to_text().splitlines()) == len(front.points) + 1
     front.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
-    point = front.points[1]
-    artifact = graphc.compile(model, "host", (batches[0],), pipeline=point.pipeline)
+    point = front.points[-2]  # of small layers kernels fill up more than they read
+    artifact = graphc.compile(model, "host", (batches[0],), batches, pipeline=point.pipeline)
     assert artifact.size.weights == pytest.approx(point.bytes, rel=0.3)
     assert "compress{" in artifact.report().facts["pipeline"]
 

@@ -61,7 +61,7 @@ class LinearWeight(nn.Module):
     def _grouped(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
         group = rows.shape[1] if isinstance(self.form.group, str) else self.form.group
-        grouped: Tensor = rows.unflatten(1, (-1, group))  # type: ignore[no-untyped-call]
+        grouped: Tensor = rows.unflatten(1, (-1, group))
         return grouped
 
 
