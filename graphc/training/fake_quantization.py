@@ -204,13 +204,16 @@ class FakeQuantized(nn.Module):
     def _replacement(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
         name = self.replaced.get(node)
         if node in self.bias_of:
-            return self.biases[self.bias_of[node]].to(self.precision)
+            bias: Tensor = self.biases[self.bias_of[node]]
+            return bias.to(self.precision)
         if name is None:
             weight = self.quantized.weight(node)
             return None if weight is None or not weight.is_floating_point() else weight.to(self.precision)
-        module = self.weights[name] if node in self.found else self.activations[name]
-        read = () if node in self.found else (values[node.args[0].args[0]],)  # type: ignore[union-attr, index]
-        return module(*read).to(self.precision)  # type: ignore[no-any-return]
+        if node in self.found:
+            result: Tensor = self.weights[name]()
+        else:
+            result = self.activations[name](values[node.args[0].args[0]])  # type: ignore[union-attr, index]
+        return result.to(self.precision)
 
     def _inside(self, node: fx.Node) -> bool:
         """Whether only replaced nodes read a node: the integers between quantizing and decoding, packed weights."""
