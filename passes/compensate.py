@@ -39,7 +39,7 @@ graph example((%x,), {}) {
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
@@ -107,7 +107,7 @@ class Compensate(Pass):
             choices.append(Choice(item, (options[even],) if self.sensitivity == "none" else tuple(options.values())))
         result = graph
         for applied in integer_program(choices, size=size).passes:
-            result = replace(applied, data=True).run(result, ctx)
+            result = applied.run(result, ctx)
         return result
 
     def _takes(self, paths: Sequence[str]) -> bool:
@@ -130,7 +130,7 @@ class Compensate(Pass):
             more = sum(rank * (rows + columns) + 2 * (rows + rank) for rows, columns in shapes) if rank else 0
             left = sum(float(energy[rank:].sum()) for energy in energies) / total
             text = f"{self.format} + low_rank(rank={rank},factors=int8)" if rank else self.format
-            result[rank] = Option(text, size + more, lost * left)
+            result[rank] = Option(text, size + more, lost * left, data=True)
         return result
 
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from graphc.calibration import fitting_threads
 from graphc.convolution_factors import plain_convolutions, random_factors, rank_one, saved_parameters
@@ -62,9 +62,8 @@ class SeparateConvolutions(Pass):
     """Replace convolutions whose path matches `layers` and none of `exclude` (shell patterns; no pattern: all).
 
     error: bound on the squared change of the results over their square, for all substitutions together; inf: all are
-    replaced, and nothing is measured. initial: "svd"
-    as above; "random" is normal with the original weight's power, for training from scratch and for comparison. Raises
-    CalibrationError where there is no data to measure with.
+    replaced, and nothing is measured. initial: "svd" as above; "random" is normal with the original weight's power, for
+    training from scratch and for comparison. Raises CalibrationError where there is no data to measure with.
     """
 
     fidelity = "lossy"
@@ -76,7 +75,7 @@ class SeparateConvolutions(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> Graph:
         chosen: list[str] = []
         if math.isinf(self.error):  # whatever it costs: there is nothing to measure
-            chosen = [node.name for node in graph.calls if self._takes(graph, node)]
+            chosen = [node.name for node in self._saved(graph)]
             return separate(graph, chosen, self.initial, ctx.seed) if chosen else graph
         found = sorted(self.positions(graph, ctx), key=lambda position: position.error / position.saved)
         expected = _results(graph, ctx) if found else []
@@ -90,22 +89,24 @@ class SeparateConvolutions(Pass):
 
     def positions(self, graph: Graph, ctx: PassContext) -> list[Position]:
         """What each substitution alone saves and costs, in the order of the graph."""
-        saved = {
-            node: saved_parameters(graph.weights[str(arguments(node)[1].target)])
-            for node in plain_convolutions(graph, self.layers, self.exclude)
-        }
-        layers = [node for node, count in saved.items() if count > 0]
+        layers = self._saved(graph)
         if layers and not ctx.calibration:
             raise CalibrationError(
                 "separate_convolutions needs calibration data to measure the error of each layer with"
             )
         expected = _results(graph, ctx) if layers else []
         found = []
-        for number, node in enumerate(layers):
+        for number, (node, saved) in enumerate(layers.items()):
             error = _error(expected, _results(separate(graph, [node.name], self.initial, ctx.seed), ctx))
-            found.append(Position(node.name, node.meta["path"], saved[node], error))
+            found.append(Position(node.name, node.meta["path"], saved, error))
             ctx.progress("substitutions", number + 1, len(layers))
         return found
+
+    def _saved(self, graph: Graph) -> dict[fx.Node, int]:
+        """The parameters that each layer's substitution saves, where it does."""
+        plain = plain_convolutions(graph, self.layers, self.exclude)
+        saved = {node: saved_parameters(graph.weights[str(arguments(node)[1].target)]) for node in plain}
+        return {node: count for node, count in saved.items() if count > 0}
 
 
 def separate(graph: Graph, names: Collection[str], initial: Initial = "svd", seed: int = 0) -> Graph:

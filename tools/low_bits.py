@@ -33,7 +33,7 @@ from graphc.passes.quantize import Quantize
 from graphc.passes.reconstruct import Reconstruct
 from graphc.pipeline import CLEAN, PassContext, Pipeline
 from graphc.progress import Progress, terminal
-from graphc.tools.pruning import augment
+from graphc.tools.pruning import augmented
 from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS
 from graphc.trainable import Trainable
@@ -85,10 +85,7 @@ class Study:
         """The training images, moved and mirrored, and their labels."""
         images = torch.cat([x for (x,) in self.entry.calibration(self.options.training, self.batch)])
         labels = data.labels(LABELS[self.name], len(images))
-        return Samples(
-            (images, labels), self.batch, self.options.seed,
-            lambda batch, generator: [augment(batch[0], generator), *batch[1:]],
-        )  # fmt: skip
+        return Samples((images, labels), self.batch, self.options.seed, augmented)
 
     def quantized(self, method: str, bits: tuple[int, int], progress: Progress) -> Graph:
         options = self.options

@@ -133,7 +133,8 @@ def recoverable(original: Graph, compressed: Graph) -> Trainable:
             value = parts[name]["codebook"]
             if id(value) not in codebooks:
                 codebooks[id(value)] = Codebook(value.to(torch.float32), trained=True)
-            made: nn.Module = VectorWeight(name, VectorTraining(stored.format, "euclidean"), codebooks[id(value)])
+            options = VectorTraining(stored.format, "euclidean")
+            made: nn.Module = VectorWeight(name, options, stored.format, codebooks[id(value)])
         else:
             made = _linear(name, stored.format, parts[name])  # type: ignore[arg-type]
             with torch.no_grad():
@@ -148,10 +149,9 @@ def expressed(module: Trainable) -> Graph:
     chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
     for chain in chains:
         given, latent = chain[0], chain.original
-        form = given.form if isinstance(given, LinearWeight) else given.options.format
         (reading,) = (node for node in result if node.op == "get_attr" and node.target == given.name)
         with result.at(reading, path=next(iter(reading.users)).meta["path"]):
-            decoded = form.express(
+            decoded = given.form.express(
                 result, given.parts(latent), (len(latent), latent[0].numel()), given.name.removesuffix(".latent")
             )
             if latent.dim() != 2:
