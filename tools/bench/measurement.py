@@ -59,7 +59,7 @@ class Entry:
     reason: str = ""
     process: Process | None = None
     rounds: list[list[float]] = field(default_factory=list)
-    read: list[float] = field(default_factory=list)
+    readable: list[float] = field(default_factory=list)
     checks: dict[str, float | None] = field(default_factory=dict)
 
     def fail(self, error: EngineError) -> None:
@@ -67,7 +67,7 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Times in seconds: `seconds` is the least of the rounds' medians, `spread` the tenth and ninetieth percentile
-        of all runs. `read`: bytes a second that the machine could read beside each round."""
+        of all runs. `readable`: bytes a second that the machine could read beside each round."""
         found: dict[str, Any] = {"engine": self.engine.name, "precision": self.precision, "status": self.status}
         if self.reason:
             found["reason"] = self.reason
@@ -80,7 +80,7 @@ class Entry:
                 "spread": [runs[len(runs) // 10], runs[-1 - len(runs) // 10]],
                 "rounds": medians,
                 "runs": len(runs),
-                "read": self.read,
+                "readable": self.readable,
             }
         return found | self.checks
 
@@ -223,7 +223,7 @@ def _take_turns(entries: Sequence[Entry], rounds: int, say: Say, read: Callable[
                 warm, count = counts[index]
                 before = read()
                 entry.rounds.append(list(entry.process.ask("time", ANSWER, warm=warm, count=count)["seconds"]))
-                entry.read.append(max(before, read()))
+                entry.readable.append(max(before, read()))
             except EngineError as error:
                 entry.fail(error)
 

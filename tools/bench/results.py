@@ -88,9 +88,9 @@ def rank(group: Mapping[str, Any]) -> list[dict[str, Any]]:
         if precision in BITS:
             size = group["weights"] * BITS[precision] / 8
             row["bytes"] = size / seconds
-            row["read"] = statistics.median(
-                size / median / rate for median, rate in zip(row["rounds"], row["read"], strict=True)
-            )
+            if "readable" in row:  # what was measured before it was kept has none
+                shares = zip(row["rounds"], row["readable"], strict=True)
+                row["read"] = statistics.median(size / median / rate for median, rate in shares)
     return sorted(rows, key=lambda row: row.get("seconds", float("inf")))
 
 

@@ -106,7 +106,7 @@ def test_graphc_beside_torch(importable, tmp_path):
     for entry in entries.values():
         assert entry["status"] == "ok", entry
         assert entry["seconds"] == min(entry["rounds"]) > 0
-        assert len(entry["rounds"]) == len(entry["read"]) == 2 and entry["runs"] >= 2
+        assert len(entry["rounds"]) == len(entry["readable"]) == 2 and entry["runs"] >= 2
         assert entry["spread"][0] <= entry["median"] <= entry["spread"][1]
         assert entry["score"] == 100
     assert entries["torch eager", "fp32"]["cosine"] == pytest.approx(1)

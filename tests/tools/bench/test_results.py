@@ -20,7 +20,7 @@ from graphc.tools.bench.workloads import WORKLOADS
 def entry(engine: str, precision: str, seconds: float | None, status: str = "ok", **more: object) -> dict[str, object]:
     timed = {
         "seconds": seconds, "spread": [seconds, seconds], "cosine": 0.999,
-        "rounds": [seconds and seconds * 2, seconds, seconds], "read": [1e9, 1e9, 2e9],
+        "rounds": [seconds and seconds * 2, seconds, seconds], "readable": [1e9, 1e9, 2e9],
     }  # fmt: skip
     timed = {} if seconds is None else timed
     return {"engine": engine, "precision": precision, "status": status, **timed, **more}
