@@ -49,7 +49,7 @@ class Lowered:
         return Lowered(self._graph, report)
 
 
-def lowered(passes: Pipeline, source: Graph, ctx: PassContext, watchers: Any, dump_ir: Any) -> tuple[Lowered, Graph]:
+def lowered(passes: Pipeline, source: Graph, ctx: PassContext, *rest: Any) -> tuple[Lowered, Graph]:
     graph = passes.run(source, ctx)
     return Lowered(graph, Report((), {}, {"pipeline": str(passes)})), graph
 
