@@ -1,11 +1,11 @@
 """What structured pruning costs and gains: `python -m graphc.tools.pruning [MODEL]`.
 
 A CIFAR ResNet is traced, pruned to a fraction of its multiply-accumulates, and trained for a few epochs on the JPEG
-training images: half the cross entropy against the labels, half the divergence from what the original says of the same
-images. Images are shifted by up to four pixels and mirrored. Accuracy is over all 10,000 JPEG test images, before
-pruning, after it, and after training; the last step is kept, nothing is selected on them. The original is itself
-trained in the same way (`--original`), for the training data alone may lift it. A killed run goes on where it was;
-figures are written network by network.
+training images, products in bfloat16: half the cross entropy against the labels, half the divergence from what the
+original says of the same images. Images are shifted by up to four pixels and mirrored. Accuracy is over all 10,000 JPEG
+test images, before pruning, after it, and after training; the last step is kept, nothing is selected on them. The
+original is itself trained in the same way (`--original`), for the training data alone may lift it. A killed run goes on
+where it was; figures are written network by network.
 
     python -m graphc.tools.pruning resnet20_jpeg --original --epochs 5 --seeds 0 --output tools/results/pruning.json
     python -m graphc.tools.pruning resnet20_jpeg --time --output tools/results/pruning_speed.json
@@ -42,14 +42,13 @@ from graphc.progress import Progress, terminal
 from graphc.tensor_type import TensorType, evaluate, symbol
 from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS, Entry
-from graphc.trainable import Trainable
-from graphc.training.distillation import divergence
-from graphc.training.loop import Batch, Samples, Training, train
+from graphc.training.distillation import Distillation, distill
+from graphc.training.loop import Samples, Training
 
 Figures = dict[str, Any]
 BATCH = 128
 RATE = 0.05
-TEMPERATURE = 3.0
+TOWARDS = Distillation(logits=0.5, labels=0.5, temperature=3.0, precision="bf16")
 CALIBRATION = 512  # images that the importance is measured on
 
 
@@ -81,32 +80,6 @@ def total_macs(graph: Graph) -> int:
 def top1(graph: Graph, entry: Entry, limit: int | None) -> float:
     with torch.no_grad(), fitting_threads(graph):
         return entry.evaluate(graph.run, limit)
-
-
-def answers(teacher: Graph, images: Tensor, progress: Progress) -> Tensor:
-    """What the teacher says of images as they are, [N, classes]: in training one forward pass of it would be a third of
-    a step's time."""
-    parts = images.split(BATCH)
-    found = []
-    with torch.no_grad():
-        for number, part in enumerate(parts):
-            found.append(teacher.run(part.contiguous(memory_format=torch.channels_last)))
-            progress("what the original says", number + 1, len(parts))
-    return torch.cat(found)
-
-
-def recover(graph: Graph, samples: Samples, training: Training, progress: Progress) -> Graph:
-    """Train a graph on batches of images, labels and the teacher's answers; the same seed gives the same weights on
-    the same machine. The loss is half cross entropy, half `divergence` at TEMPERATURE."""
-    student = Trainable(graph)
-
-    def loss(batch: Batch) -> Tensor:
-        images, labels, taught = batch
-        logits = student(images)
-        return (F.cross_entropy(logits, labels) + divergence(logits, taught, TEMPERATURE)) / 2
-
-    train(student, loss, samples, training, progress=progress)
-    return student.graph()
 
 
 def augmented(batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -153,7 +126,6 @@ def measure(options: argparse.Namespace, progress: Progress) -> Figures:
     # The calibration inputs are the training images as the model takes them.
     labels = data.labels("cifar10/jpeg_train.npz", options.images)
     images = torch.cat([inputs[0] for inputs in entry.calibration(len(labels), BATCH)])
-    taught = answers(original, images, progress)
     found: Figures = {
         "model": options.model,
         "pass": str(pruning_of(options)),
@@ -164,7 +136,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> Figures:
         "trained": [],
     }
     for seed in options.seeds:
-        samples = Samples((images, labels, taught), BATCH, seed, augmented)
+        samples = Samples((images, labels), BATCH, seed, augmented)
         steps = int(options.epochs * samples.steps_per_epoch)
         for kind, graph in graphs.items():
             file = kept(options, kind, seed)
@@ -173,7 +145,7 @@ def measure(options: argparse.Namespace, progress: Progress) -> Figures:
                 checkpoint=file.with_suffix(".safetensors"), what=f"{kind}, seed {seed}",
             )  # fmt: skip
             start = time.perf_counter()
-            trained = recover(graph, samples, training, progress)
+            trained = distill(graph, original, samples, TOWARDS, training, progress=progress)
             seconds = time.perf_counter() - start
             text.save(trained, file)
             figures = {"graph": kind, "seed": seed, "top-1 %": round(top1(trained, entry, options.limit), 2)}
