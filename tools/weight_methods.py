@@ -14,9 +14,9 @@ from fnmatch import fnmatch
 import torch
 
 from graphc.analysis.candidates import patterns
-from graphc.assignment.ranks import RANKS, allocated, compensation
 from graphc.graph import Graph
 from graphc.passes.activation_aware_scaling import ActivationAwareScaling
+from graphc.passes.compensate import Compensate
 from graphc.passes.compress import Compress
 from graphc.pipeline import Pass, PassContext, Pipeline
 
@@ -89,19 +89,18 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Allocated:
-    """Compensation with ranks by sensitivity, of no more bytes than what `uniform` stores."""
+class Compensated:
+    """Compensation with ranks by sensitivity, in the bytes that `rank` takes everywhere."""
 
     name: str
     base: Callable[[Shape], str]
-    uniform: Method
+    rank: int
 
     def run(self, graph: Graph, layers: Layers, ctx: PassContext) -> Graph:
-        size = layers.bytes(self.uniform.run(graph, layers, ctx))
-        few = replace(
-            ctx, calibration=[[leaf[:2] for leaf in batch] for batch in ctx.calibration]
-        )  # gradients are slow
-        return allocated(graph, list(layers.by_format(self.base)), few, size, ranks=RANKS).run(graph, ctx)
+        passes = [Compensate(form, self.rank, layers=paths) for form, paths in layers.by_format(self.base).items()]
+        # Gradients are slow.
+        few = replace(ctx, calibration=[[leaf[:2] for leaf in batch] for batch in ctx.calibration])
+        return Pipeline(passes).run(graph, few)
 
 
 def group(columns: int) -> int:
@@ -198,22 +197,21 @@ def _low_rank(share: float) -> list[Method]:
     return [Method(f"rank for {share:.0%}, {name}", format, name == "whitened") for name in ("plain", "whitened")]
 
 
-def _compensated(bits: int, rank: int = 4) -> list[Method | Allocated]:
+def _compensated(bits: int, rank: int = 4) -> list[Method | Compensated]:
     base, title = integers(bits), f"{bits} bits, compensation "
 
     def format(shape: Shape) -> str:
-        return compensation(base(shape), rank)
+        return f"{base(shape)} + low_rank(rank={rank},factors=int8)"
 
-    whitened = Method(title + "whitened", format)
     return [
         Method(title + "none", base, False),
         Method(title + "plain", format, False),
-        whitened,
-        Allocated(title + "whitened, ranks by sensitivity", base, whitened),
+        Method(title + "whitened", format),
+        Compensated(title + "whitened, ranks by sensitivity", base, rank),
     ]
 
 
-SECTIONS: dict[str, list[Method | Allocated]] = {
+SECTIONS: dict[str, list[Method | Compensated]] = {
     "integers": [method for bits in (4, 3, 2) for method in _integers(bits)],
     "longer": [method for bits in (4, 3, 2) for method in _longer(bits)],
     "vectors": [method for name, text in _VECTORS.items() for method in _vectors(name, text)],

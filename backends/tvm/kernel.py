@@ -34,6 +34,9 @@ Index: TypeAlias = "Sequence[Expr]"
 
 # The declared length of a flat buffer: how far a kernel may go is the memory plan's business.
 UNBOUNDED = 1 << 40
+# How far ahead an operand that is read once is fetched: within a page mostly, since a page that is not in the
+# translation buffer yet costs more than its lines.
+AHEAD_BYTES = 1 << 11
 
 
 @dataclass(frozen=True)

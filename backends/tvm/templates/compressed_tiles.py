@@ -11,7 +11,7 @@ import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import scalars
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
+from graphc.backends.tvm.kernel import AHEAD_BYTES, Expr, KernelBuilder, integer, store_vector, vector
 from graphc.backends.tvm.templates.byte_products import ByteProduct
 from graphc.backends.tvm.templates.weight_codes import Codes
 from graphc.target import Target
@@ -179,9 +179,8 @@ def float_tile(k: KernelBuilder, weight: Weight, x: Activations, panel: Expr, ro
 
 
 def _distance(k: KernelBuilder) -> int:
-    """Bytes between what is read and what is asked for ahead of it: within a page mostly, since a page that is not in
-    the translation buffer yet costs more than its lines."""
-    return k.parameter("ahead", 2048, (0, 1024, 2048, 4096, 8192, 16384))
+    """Bytes between what is read and what is asked for ahead of it."""
+    return k.parameter("ahead", AHEAD_BYTES, (0, 1024, 2048, 4096, 8192, 16384))
 
 
 def _load(k: KernelBuilder, weight: Weight, start: Expr, u: Expr, ahead: int) -> list[list[Expr]]:

@@ -21,7 +21,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector
+from graphc.backends.tvm.kernel import AHEAD_BYTES, Expr, KernelBuilder, integer, store_vector
 from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates.multiply_accumulate import MultiplyAccumulate
@@ -29,9 +29,6 @@ from graphc.tensor_type import Size
 
 # A packed operand beyond this many bytes is read once, panel by panel, rather than once for each row of tiles.
 RESIDENT_BYTES = 1 << 19
-# How far ahead an operand that one tile reads once is fetched: within a page mostly, since a page that is not in the
-# translation buffer yet costs more than its lines.
-AHEAD_BYTES = 1 << 11
 
 
 @dataclass(frozen=True)
