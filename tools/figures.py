@@ -12,7 +12,6 @@ determinism  the same model, data and seed in two processes: the same bytes
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from graphc.pipeline import PassContext, pipeline
 from graphc.progress import silent
 from graphc.target import Target
 from graphc.tools import statement
-from graphc.tools.statement import Known
 from graphc.tools.zoo.catalog import MODELS
 from graphc.tuning import Database, tune
 
@@ -292,7 +290,7 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    def filling(measure: Callable[[int | None], Figures]) -> Callable[[argparse.Namespace, Known], None]:
+    def filling(measure: Callable[[int | None], Figures]) -> statement.Measure:
         return lambda options, known: known.update(measure(options.limit))
 
     named = {name: filling(measure) for name, measure in FIGURES.items()}
