@@ -28,13 +28,16 @@ def terminal(enabled: bool | None = None) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, int] = {}
+    bars, tasks = Bars(*columns, console=Console(stderr=True), transient=True), dict[str, int]()
 
-        def show(what: str, done: int, total: int) -> None:
-            bar = what.partition(":")[0]
-            if bar not in tasks:
-                tasks[bar] = int(bars.add_task(what, total=total))
-            bars.update(tasks[bar], completed=done, total=total, description=what)  # type: ignore[arg-type]
+    def show(what: str, done: int, total: int) -> None:
+        bars.start()  # not before there is something to show: who calls may have bars of its own
+        bar = what.partition(":")[0]
+        if bar not in tasks:
+            tasks[bar] = int(bars.add_task(what, total=total))
+        bars.update(tasks[bar], completed=done, total=total, description=what)  # type: ignore[arg-type]
 
+    try:
         yield show
+    finally:
+        bars.stop()

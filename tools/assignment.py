@@ -315,7 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.plot:
             plot(known, options.plot)
 
-    return statement.main("graphc.tools.assignment", __doc__, FIGURES | {"resnet20": drawn}, arguments, add)
+    return statement.main(
+        "graphc.tools.assignment", __doc__, FIGURES | {"resnet20": drawn}, arguments, add, ("gates", "steps", "reach")
+    )
 
 
 if __name__ == "__main__":

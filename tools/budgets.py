@@ -68,9 +68,7 @@ def similarity(pairs: Sequence[tuple[str, str]], gold: Tensor, length: int, batc
     return metric
 
 
-def decoder(
-    name: str, encode: Callable[[str], list[int]], context: int, budgets: Sequence[float]
-) -> Callable[[argparse.Namespace, Known], None]:
+def decoder(name: str, encode: Callable[[str], list[int]], context: int, budgets: Sequence[float]) -> statement.Measure:
     def measure(options: argparse.Namespace, known: Known) -> None:
         count = options.limit or 3 * 36
         windows, targets = benchmarks.story_windows(encode, context, count)

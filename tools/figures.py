@@ -11,7 +11,6 @@ determinism  the same model, data and seed in two processes: the same bytes
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from graphc.pipeline import PassContext, pipeline
 from graphc.progress import silent
 from graphc.target import Target
 from graphc.tools import statement
-from graphc.tools.statement import Known
 from graphc.tools.zoo.catalog import MODELS
 
 Figures = dict[str, Any]
@@ -268,7 +266,7 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    def filling(measure: Callable[[int | None], Figures]) -> Callable[[argparse.Namespace, Known], None]:
+    def filling(measure: Callable[[int | None], Figures]) -> statement.Measure:
         return lambda options, known: known.update(measure(options.limit))
 
     named = {name: filling(measure) for name, measure in FIGURES.items()}

@@ -1,8 +1,10 @@
 """What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
 
-    python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8    scikit-learn's digits: minutes
-    python -m graphc.tools.recovery resnet20 --steps 4000 --learning-rate 1e-3 --folder FOLDER
-                                          half an hour a seed on a core of its own; goes on where it was stopped
+    python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8 --output tools/results/recovery.json
+    python -m graphc.tools.recovery resnet20 --seeds 0 --steps 4000 --output tools/results/recovery.json
+
+The first is of scikit-learn's digits and takes minutes; the second half an hour a seed on a core of its own, and goes
+on where it was stopped.
 
 ResNet-20 (`resnet20_jpeg`) trains on jpeg_train, towards the float network's logits and without labels, judged on
 jpeg_test. Its bytes are those of all stored weights: codes, codebook, scales, biases and the layers left in float.
@@ -11,28 +13,25 @@ jpeg_test. Its bytes are those of all stored weights: codes, codebook, scales, b
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.export import Dim
 
 import graphc
-from graphc import container
 from graphc.formats.vector import Vector
 from graphc.graph import Graph
 from graphc.pipeline import Pipeline
-from graphc.progress import terminal
-from graphc.tools import demo
-from graphc.tools.zoo import data
+from graphc.tools import demo, statement
+from graphc.tools.statement import Known
+from graphc.tools.zoo.augmentation import augmented, training_images
 from graphc.tools.zoo.catalog import MODELS
 from graphc.trainable import Trainable
 from graphc.training.distillation import Distillation, distill
@@ -55,7 +54,14 @@ def stored(graph: Graph) -> int:
 # -- ResNet-20 ------------------------------------------------------------------------------------
 
 
-def resnet20(options: argparse.Namespace, seed: int) -> Figures:
+def resnet20(options: argparse.Namespace, known: Known) -> None:
+    more = ("assignment", "batch", "learning_rate", "latent_rate", "temperature", "images")
+    for seed in options.seeds:
+        steps = "+".join(map(str, options.steps))
+        known.once(f"{steps} steps, seed {seed}{statement.apart(options, *more)}", recovered, options, seed)
+
+
+def recovered(options: argparse.Namespace, seed: int) -> Figures:
     entry = MODELS["resnet20_jpeg"]
     example = (entry.example_inputs(4)[0],)
     # Batch normalizations stay while codewords move, and go into the scales of the rows in the end.
@@ -63,10 +69,9 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
     teacher = FOLDED.run(original)
     student = vector_trainable(original, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
     untrained = FOLDED.run(express_vectors(student))
-    images = data.jpeg_images("cifar10/jpeg_train.npz", options.images)
-    labels = data.labels("cifar10/jpeg_train.npz", options.images)
+    images, labels = training_images(entry, options.images)
     kept = len(images) - len(images) // 25
-    held_back = normalized(images[kept:]), labels[kept:]
+    held_back = images[kept:].to(memory_format=torch.channels_last), labels[kept:]
 
     def metric(graph: Graph) -> float:
         """On the images that are not trained on; the original has seen them."""
@@ -74,6 +79,7 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
             found = torch.cat([graph.run_flat([part])[0].argmax(1) for part in held_back[0].split(options.batch)])
         return 100 * float((found == held_back[1]).float().mean())
 
+    options.folder.mkdir(parents=True, exist_ok=True)
     aims = Distillation(temperature=options.temperature, precision="bf16")
     slow = options.latent_rate or [1.0] * len(options.steps)
     phases = zip(options.steps, options.learning_rate, slow, strict=True)
@@ -85,8 +91,7 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
             checkpoint=options.folder / f"{name}.safetensors", what=name,
         )  # fmt: skip
         samples = Samples((images[:kept],), options.batch, training.seed, augmented)
-        with terminal() as bars:
-            distill(student, teacher, samples, aims, training, metric, bars if sys.stderr.isatty() else logged)
+        distill(student, teacher, samples, aims, training, metric, options.progress)
     result = FOLDED.run(express_vectors(student))
     names = layer_weights(teacher, exclude=FLOAT)
     parts = (".codes", ".codebook", ".scale.folded")
@@ -102,29 +107,6 @@ def resnet20(options: argparse.Namespace, seed: int) -> Figures:
         "times smaller than fp32": round(stored(teacher) / stored(result), 2),
         "images trained on, repetitions counted": sum(options.steps) * options.batch,
     }
-
-
-def normalized(images: Tensor) -> Tensor:
-    """uint8 [N, 3, 32, 32] -> what the network takes, in the memory order in which convolutions are fastest."""
-    mean, deviation = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return ((images / 255 - mean) / deviation).to(memory_format=torch.channels_last)
-
-
-def augmented(batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Each image flipped or not, the batch cropped to 32x32 from the padded images."""
-    x = nn.functional.pad(normalized(batch[0]), (4, 4, 4, 4))
-    flipped = torch.rand(len(x), generator=generator) < 0.5
-    x = torch.where(flipped[:, None, None, None], x.flip(3), x)
-    parts = []
-    for part in x.chunk(8):
-        down, right = torch.randint(9, (2,), generator=generator).tolist()
-        parts.append(part[:, :, down : down + 32, right : right + 32])
-    return [torch.cat(parts).contiguous(memory_format=torch.channels_last), *batch[1:]]
-
-
-def logged(what: str, done: int, total: int) -> None:
-    if done % 50 == 0:
-        print(f"{time.strftime('%H:%M:%S')} {what} {done}/{total}", flush=True)
 
 
 # -- digits ---------------------------------------------------------------------------------------
@@ -166,7 +148,7 @@ class Digits:
             return 100 * float((graph.run(self.held_out[0]).argmax(1) == self.held_out[1]).float().mean())
 
 
-def vectors(options: argparse.Namespace, seed: int) -> Figures:
+def vectors(seed: int) -> Figures:
     """From a random codebook of the wrong size, without re-seeding; the seconds are the processor's, in one thread."""
     digits, figures = Digits(seed), Figures()
     figures["float top-1 %"] = digits.accuracy(digits.graph)
@@ -185,7 +167,7 @@ def vectors(options: argparse.Namespace, seed: int) -> Figures:
     return figures
 
 
-def sparsity(options: argparse.Namespace, seed: int) -> Figures:
+def sparsity(seed: int) -> Figures:
     """Each penalty for 30 epochs, TAMADE at delta 0.02, then five epochs on the weights that are left.
 
     The penalties' strengths are such that networks with R-L1 are about as accurate as those with DRR. delta is relative
@@ -213,47 +195,43 @@ def sparsity(options: argparse.Namespace, seed: int) -> Figures:
 
 
 PENALTIES = {"magnitude": Penalty(0), "R-L1": Penalty(2e-3, "l1"), "DRR": Penalty(1e-3)}
-FIGURES: dict[str, Callable[[argparse.Namespace, int], Figures]] = {
-    "vectors": vectors,
-    "sparsity": sparsity,
+
+
+def seeds(measure: Callable[[int], Figures], options: argparse.Namespace, known: Known) -> None:
+    """Each seed's, and the mean of all that are known."""
+    for seed in options.seeds:
+        known.once(f"seed {seed}", measure, seed)
+    rows = [row for key, row in known.items() if key != "mean"]
+    known["mean"] = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+
+
+FIGURES: dict[str, statement.Measure] = {
+    "vectors": partial(seeds, vectors),
+    "sparsity": partial(seeds, sparsity),
     "resnet20": resnet20,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m graphc.tools.recovery", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of resnet20, of each phase")
-    parser.add_argument("--batch", type=int, default=64, help="of resnet20")
-    parser.add_argument("--interval", type=int, default=100, help="steps between two checkpoints of resnet20")
-    parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="of resnet20's phases")
-    parser.add_argument(
-        "--latent-rate", type=float, nargs="+", help="factor of it for the latent weights, each phase's"
-    )
-    parser.add_argument("--temperature", type=float, default=4.0, help="of resnet20's distillation")
-    parser.add_argument(
-        "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"
-    )
-    parser.add_argument("--images", type=int, default=50_000, help="of resnet20; the last 25th are not trained on")
-    parser.add_argument("--limit", type=int, help="judge resnet20 on so many images only")
-    parser.add_argument("--folder", type=Path, default=Path("recovery"), help="where checkpoints lie")
-    parser.add_argument("--output", type=Path, help="JSON, written after each seed; FOLDER/figures.json if not given")
-    options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    measured: dict[str, dict[int, Figures]] = {}
-    for name in options.names:
-        measured[name] = {}
-        for seed in options.seeds:
-            measured[name][seed] = FIGURES[name](options, seed)
-            text = json.dumps({"torch": torch.__version__, **measured}, indent=2) + "\n"
-            container.write(options.output or options.folder / "figures.json", text.encode())
-        table = Table("figure", *(f"seed {seed}" for seed in options.seeds), "mean", title=name)
-        for key in measured[name][options.seeds[0]]:
-            values = [figures[key] for figures in measured[name].values()]
-            table.add_row(key, *(f"{value:.4g}" for value in (*values, statistics.fmean(values))))
-        Console().print(table)
-    return 0
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--steps", type=int, nargs="+", default=[100], help="of resnet20, of each phase")
+        parser.add_argument("--batch", type=int, default=64, help="of resnet20")
+        parser.add_argument("--interval", type=int, default=100, help="steps between two checkpoints of resnet20")
+        parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="of resnet20's phases")
+        parser.add_argument(
+            "--latent-rate", type=float, nargs="+", help="factor of it for the latent weights, each phase's"
+        )
+        parser.add_argument("--temperature", type=float, default=4.0, help="of resnet20's distillation")
+        parser.add_argument(
+            "--assignment", choices=("euclidean", "cosine"), default="euclidean", help="of resnet20's codes"
+        )
+        parser.add_argument("--images", type=int, default=50_000, help="of resnet20; the last 25th are not trained on")
+        parser.add_argument(
+            "--folder", type=Path, default=Path.home() / ".cache/graphc/recovery", help="where checkpoints lie"
+        )
+
+    return statement.main("graphc.tools.recovery", __doc__, FIGURES, arguments, add)
 
 
 if __name__ == "__main__":

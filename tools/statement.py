@@ -1,6 +1,6 @@
 """What programs that state figures have in common: names to choose from, tables, and a JSON file that goes on.
 
->>> FIGURES = {"resnet20": resnet20}  # name -> function(options, known) -> None
+>>> FIGURES = {"resnet20": resnet20}  # name -> function(options, known) -> None; options.progress draws bars
 >>> sys.exit(main("graphc.tools.my_program", __doc__, FIGURES))
 """
 
@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from graphc import container
+from graphc.progress import terminal
 
 _WIDEST, _WIDE = 80, 200  # characters of a cell; of a table that no terminal shows
+_COLUMNS = 12  # side by side
 
 
 class Known(MutableMapping[str, Any]):
@@ -64,16 +66,21 @@ class Known(MutableMapping[str, Any]):
         return self[key]
 
 
+Measure = Callable[[argparse.Namespace, Known], None]
+
+
 def main(
     program: str,
     about: str,
-    figures: Mapping[str, Callable[[argparse.Namespace, Known], None]],
+    figures: Mapping[str, Measure],
     arguments: Sequence[str] | None = None,
     add: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    shared: Sequence[str] = (),
 ) -> int:
-    """Run the program: each function fills in its figures, which are printed as a table. add: further options.
+    """Run the program: each function fills in its figures, which are printed as a table. add: further options; shared:
+    those of them that all figures depend on, as on --limit: where they are not the defaults, the name says so.
 
-    A figure is a number, a text, or a dict of these.
+    A figure is a number, a text, or a dict of these; lists are for the file only.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=about.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which figures (default: all): {', '.join(figures)}")
@@ -84,27 +91,43 @@ def main(
     unknown = sorted(set(options.names) - set(figures))
     if unknown:
         parser.error(f"unknown figure {', '.join(unknown)}; known: {', '.join(figures)}")
+    options.defaults = vars(parser.parse_args([]))
     for name in options.names or figures:
-        known = Known(options.output, name)
-        figures[name](options, known)
+        title = name + apart(options, "limit", *shared)
+        known = Known(options.output, title)
+        with terminal() as options.progress:
+            figures[name](options, known)
         console = Console()
-        (console if console.is_terminal else Console(width=_WIDE)).print(table(name, known))
+        (console if console.is_terminal else Console(width=_WIDE)).print(table(title, known))
     return 0
 
 
+def apart(options: argparse.Namespace, *names: str) -> str:
+    """What sets figures of these options apart from those of the defaults, such as ", batch 8": a part of their key."""
+    given = {name: getattr(options, name) for name in names}
+    return "".join(
+        f", {name.replace('_', ' ')} {'+'.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in given.items()
+        if value != options.defaults[name]
+    )
+
+
 def table(title: str, figures: Mapping[str, Any]) -> Table:
-    """A line a figure; one with several values has a column for each. What is too long to read stays in the file, and
-    so do records: what other figures are made of, whose names have a " | "."""
+    """A line a figure; one with several values has a column for each, and a line where these are very many. What is too
+    long to read stays in the file, and so do records: what other figures are made of, whose names have a " | "."""
     rows = {key: value if isinstance(value, dict) else {"measured": value} for key, value in figures.items()}
-    shown = {
-        key: {name: cell for name, value in row.items() if len(cell := text(value)) <= _WIDEST}
+    cells = {
+        (key, name): cell
         for key, row in rows.items()
-        if " | " not in key
+        for name, value in row.items()
+        if " | " not in key and not isinstance(value, list) and len(cell := text(value)) <= _WIDEST
     }
-    columns = list(dict.fromkeys(name for row in shown.values() for name in row))
+    lines, columns = [key for key in rows if " | " not in key], list(dict.fromkeys(name for _, name in cells))
+    if len(columns) > max(_COLUMNS, len(lines)):
+        cells, lines, columns = {(name, key): cell for (key, name), cell in cells.items()}, columns, lines
     found = Table("figure", *columns, title=title)
-    for key, row in shown.items():
-        found.add_row(key, *(row.get(column, "") for column in columns))
+    for line in lines:
+        found.add_row(line, *(cells.get((line, column), "") for column in columns))
     return found
 
 

@@ -35,7 +35,7 @@ def test_rows_keep_the_bytes_and_a_stopped_run_goes_on(few, tmp_path, monkeypatc
     output = tmp_path / "figures.json"
     arguments = ["resnet20", "--limit", "40", "--gates", "2", "--steps", "0", "--output", str(output)]
     assert assignment.main([*arguments, "--plot", str(tmp_path / "figure.png")]) == 0
-    written = json.loads(output.read_text())["resnet20"]
+    written = json.loads(output.read_text())["resnet20, limit 40, gates 2, steps 0"]
     rows = {name: row for name, row in written.items() if isinstance(row, dict) and "bytes" in row}
     assert set(rows) == {f"16x {way}" for way in (
         "mixed, integer program", "mixed, gates", "vector, integer program", "uniform vector", "uniform linear"
@@ -48,13 +48,13 @@ def test_rows_keep_the_bytes_and_a_stopped_run_goes_on(few, tmp_path, monkeypatc
     monkeypatch.setattr(assignment, "candidates", None)  # nothing is chosen, and nothing compressed, again
     monkeypatch.setattr(assignment.Study, "compressed", None)
     assert assignment.main(arguments) == 0
-    assert json.loads(output.read_text())["resnet20"] == written
+    assert json.loads(output.read_text())["resnet20, limit 40, gates 2, steps 0"] == written
 
 
 def test_reach_recovers_in_the_same_bytes(few, tmp_path):
     output = tmp_path / "figures.json"
     assert assignment.main(["reach", "--limit", "20", "--reach", "1", "--output", str(output)]) == 0
-    row = json.loads(output.read_text())["reach"]["16x"]
+    row = json.loads(output.read_text())["reach, limit 20, reach 1"]["16x"]
     assert row["recovered bytes"] == row["bytes"]
     assert "+-" in row["recovered top-1 %, against"]
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"], "the checkpoint has served its turn"

@@ -33,7 +33,7 @@ def test_resnet20(emulated):
 def test_output_is_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(figures.FIGURES, "time", lambda limit: {"seconds": 0.125, "limit": limit})
     assert figures.main(["time", "--limit", "3", "--output", str(tmp_path / "figures.json")]) == 0
-    assert json.loads((tmp_path / "figures.json").read_text()) == {"time": {"seconds": 0.125, "limit": 3}}
+    assert json.loads((tmp_path / "figures.json").read_text()) == {"time, limit 3": {"seconds": 0.125, "limit": 3}}
     assert "0.125" in capsys.readouterr().out
 
 

@@ -1,15 +1,17 @@
 """Training what was pruned, on a network small enough for a test: it learns from its teacher, the same each time."""
 
 import json
-import sys
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 from torch.export import Dim
 
 import graphc
 from graphc.tools import pruning
-from graphc.tools.pruning import TOWARDS, augmented, of_size, total_macs
+from graphc.tools.pruning import TOWARDS, of_size, total_macs
+from graphc.tools.zoo.augmentation import augmented
 from graphc.training.distillation import distill
 from graphc.training.loop import Samples, Training
 from graphc.verifier import verify
@@ -37,18 +39,6 @@ def test_a_pruned_network_learns_from_its_original(tmp_path):
     assert graphc.dump(again) == graphc.dump(trained)
 
 
-def test_augmented_images_are_moved_and_mirrored():
-    images, labels = torch.arange(2 * 8 * 8).float().reshape(2, 1, 8, 8) + 1, torch.tensor([3, 4])
-    results = [augmented([images, labels], torch.Generator().manual_seed(seed)) for seed in range(20)]
-    assert all(torch.equal(kept, labels) for _, kept in results)
-    seen = [moved for moved, _ in results]
-    assert all(each.shape == images.shape for each in seen)
-    centre = torch.stack([each[0, 0, 4, 4:6] for each in seen])
-    steps = centre[:, 1] - centre[:, 0]
-    assert {1.0, -1.0} <= set(steps[(centre > 0).all(1)].tolist())
-    assert torch.equal(seen[3], augmented([images, labels], torch.Generator().manual_seed(3))[0])
-
-
 def test_a_graph_of_one_size_computes_what_that_of_any_size_does():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2)).eval()
     x = torch.randn(2, 3, 5, 5)
@@ -60,17 +50,38 @@ def test_a_graph_of_one_size_computes_what_that_of_any_size_does():
     torch.testing.assert_close(single.run(x[:1]), graph.run(x[:1]))
 
 
-def test_the_program_writes_its_figures(data, tmp_path, monkeypatch, capsys):
-    """On a few images; a second run finds the first one's checkpoint and gives the same."""
+def test_the_program_writes_its_figures(data, tmp_path, monkeypatch):
+    """On a few images; a run without the first one's figures finds its checkpoint and gives the same."""
     output = tmp_path / "figures.json"
-    command = "pruning --images 128 --limit 50 --epochs 1 --original --folder"
-    monkeypatch.setattr(sys, "argv", [*command.split(), str(tmp_path), "--output", str(output)])
-    pruning.main()
-    found = json.loads(output.read_text())
-    assert [each["graph"] for each in found["trained"]] == ["pruned", "original"]
-    before, after = found["original"], found["trained"][0]
+    arguments = f"resnet20_jpeg --images 128 --limit 50 --original --folder {tmp_path} --output {output} --epochs"
+    assert pruning.main([*arguments.split(), "1"]) == 0
+    written = json.loads(output.read_text())
+    figures = written["resnet20_jpeg, limit 50, images 128"]
+    trained = [f"{kind}, 1 epochs, seed 0" for kind in ("pruned", "original")]
+    assert list(figures) == ["pass", "pruned", "original", *trained]
+    before, after = figures["original"], figures[trained[0]]
     assert after["MACs"] * 2.1 <= before["MACs"] and after["bytes"] < before["bytes"]
-    assert found["training"]["images"] == 128 and found["test images"] == 50
-    pruning.main()
-    again = json.loads(output.read_text())
-    assert [each["top-1 %"] for each in again["trained"]] == [each["top-1 %"] for each in found["trained"]]
+    assert (tmp_path / "resnet20_jpeg-pruned-2.1-magnitude-16-1.0-0.txt").exists()
+    kept = {key: row for key, row in figures.items() if key not in trained}
+    output.write_text(json.dumps({"resnet20_jpeg, limit 50, images 128": kept}))
+    assert pruning.main([*arguments.split(), "1"]) == 0
+    (again,) = json.loads(output.read_text()).values()
+    assert [again[key]["top-1 %"] for key in trained] == [figures[key]["top-1 %"] for key in trained]
+    monkeypatch.setattr(pruning, "trained", None)
+    assert pruning.main([*arguments.split(), "1"]) == 0, "all of it is known"
+    with pytest.raises(TypeError):
+        pruning.main([*arguments.split(), "2"])
+
+
+def test_speed_is_of_both_graphs(monkeypatch):
+    graph, times = object(), [[1000, 1000], [400, 600]]
+    monkeypatch.setattr(pruning.graphc, "compile", lambda *given, **options: Saved())
+    monkeypatch.setattr(pruning, "step_times", lambda files, threads, rounds: times)
+    options = SimpleNamespace(threads=1, limit=None)
+    figures = pruning.timed([graph, graph], "float", None, options)
+    assert (figures["ns, original"], figures["ns, pruned"], figures["times faster"]) == (2000, 1000, 2)
+
+
+class Saved:
+    def save(self, file):
+        file.write_bytes(b"file")
