@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from graphc.pipeline import PassContext, Pipeline
 from graphc.tools import low_bits, statement
@@ -134,6 +133,7 @@ class Study(low_bits.Study):
         return model, _bytes((stored[name] if name in stored else getattr(model, name) for name in read), bits)
 
     def torchao_weights(self, bits: int) -> Made:
+        from torch.fx.experimental.optimization import fuse  # here, for it warns
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
 
         def takes(module: nn.Module, _: str, divided: bool) -> bool:
