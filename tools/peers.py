@@ -54,7 +54,7 @@ class Study(low_bits.Study):
     """One network, and how each library quantizes it."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
-        settings = {"batch": None, "equalize": False, "calibration": CALIBRATION, "images": options.limit, "seed": 0}
+        settings = {"batch": None, "equalize": False, "calibration": CALIBRATION, "limit": options.limit, "seed": 0}
         super().__init__(name, argparse.Namespace(**settings, iterations=options.iterations))
         labels, self.group = NETWORKS[name]
         self.labels = data.labels(labels, options.limit)
@@ -202,7 +202,7 @@ def row(study: Study, package: str, make: Callable[[Study], Made]) -> dict[str, 
     hits = study.hits(predicted)
     return {
         "top-1 %": round(top1, 3),
-        "to float": against(hits, study.hits(study.predicted)),
+        "to float": against(hits, study.hits(study.judged[1])),
         "bytes": stored,
         "CPU s": round(seconds, 1),
         "version": installed(package),
@@ -212,8 +212,8 @@ def row(study: Study, package: str, make: Callable[[Study], Made]) -> dict[str, 
 
 def network(name: str, options: argparse.Namespace, known: Known) -> None:
     study = Study(name, options)
-    known["images"], known["float top-1 %"] = len(study.predicted), round(study.top1, 3)
-    known["iterations of reconstruct"] = options.iterations
+    top1, predicted = study.judged
+    known["images"], known["float top-1 %"] = len(predicted), round(top1, 3)
     own: dict[str, str] = {}  # hits, by bits
     for title, (package, make) in ROWS.items():
         if installed(package) is None:
@@ -221,7 +221,7 @@ def network(name: str, options: argparse.Namespace, known: Known) -> None:
             continue
         found = known.once(f"{title} | hits", row, study, package, make)
         packed = np.frombuffer(bytes.fromhex(found["hits"]), np.uint8)
-        hits = "".join(map(str, np.unpackbits(packed, count=len(study.predicted))))
+        hits = "".join(map(str, np.unpackbits(packed, count=len(predicted))))
         shown = {key: value for key, value in found.items() if key != "hits"}
         bits = title.partition(" ")[0]
         if package == "graphc":
@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("--iterations", type=int, default=100, help="of each block that reconstruct learns")
 
     figures = {name: partial(network, name) for name in NETWORKS}
-    return statement.main("graphc.tools.peers", __doc__, figures, arguments, add)
+    return statement.main("graphc.tools.peers", __doc__, figures, arguments, add, ("iterations",))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def few(data, monkeypatch):
 def run(arguments, rows, output, monkeypatch):
     monkeypatch.setattr(peers, "ROWS", rows)
     assert peers.main([*arguments, "--output", str(output)]) == 0
-    return json.loads(output.read_text())["resnet20_jpeg"]
+    return json.loads(output.read_text())["resnet20_jpeg, limit 100, iterations 1"]
 
 
 def test_a_peer_stands_beside_on_the_same_images(few, tmp_path, monkeypatch):
