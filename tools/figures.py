@@ -5,7 +5,6 @@ models       fp32 error of ten networks against torch, on the host and on arm64 
 onnx         int8 ResNet-20 as plain ONNX in ONNX Runtime against graphc's own reference
 time         importing graphc beyond torch; tracing and compiling ResNet-20 and ResNet-18 in int8
 speed        ResNet-18 and MobileNetV2 against ONNX Runtime, side by side as the bench does it
-tuning       the time with the templates' defaults over that with parameters searched on this machine
 decode       a layer of one token in each weight format: its time against fp32's and what its bytes promise
 determinism  the same model, data and seed in two processes: the same bytes
 """
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from graphc.progress import silent
 from graphc.target import Target
 from graphc.tools import statement
 from graphc.tools.zoo.catalog import MODELS
-from graphc.tuning import Database, tune
 
 Figures = dict[str, Any]
 
@@ -201,27 +199,6 @@ def speed(limit: int | None) -> Figures:
     return figures
 
 
-def tuning(limit: int | None) -> Figures:
-    """Both versions of each network in turns; the search starts from nothing and is kept nowhere."""
-    from graphc.measurement import step_times
-
-    figures: Figures = {}
-    target = Target.parse("host")
-    for name, preset in (("resnet18", "int8"), ("resnet18", "float"), ("mobilenet_v2", "int8"))[: limit or 3]:
-        entry = MODELS[name]
-        graph = graphc.trace(entry.build(), entry.example_inputs(1))
-        graph = pipeline(preset).run(graph, PassContext(calibration=batches(graph, entry.calibration(16))))
-        found = tune(graph, target, Database())
-        versions: tuple[dict[str, Mapping[str, int]], ...] = (
-            {},
-            {workload: tuned.parameters for workload, tuned in found.items()},
-        )
-        files = [compiler.bare(graph, compiler.lower(graph, target, silent, chosen)).content for chosen in versions]
-        default, tuned = (sum(steps) for steps in step_times(files, rounds=50))
-        figures[f"{name} {preset}: default / tuned"] = default / tuned
-    return figures
-
-
 def decode(limit: int | None) -> Figures:
     """A stack of linear layers whose weights exceed the caches, one token; every format in turns with the others."""
     from graphc.graph import Graph
@@ -229,7 +206,7 @@ def decode(limit: int | None) -> Figures:
     from graphc.pipeline import CLEAN, Pipeline
     from graphc.tools.bench.peaks import Peaks
 
-    layers, width, threads = limit or 24, 2048, len(os.sched_getaffinity(0))
+    layers, width, threads = limit or 64, 2048, len(os.sched_getaffinity(0))
     torch.manual_seed(0)
     stack = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers))).eval()
     x = torch.randn(1, 1, width)
@@ -283,7 +260,6 @@ FIGURES: dict[str, Callable[[int | None], Figures]] = {
     "onnx": onnx,
     "time": time_,
     "speed": speed,
-    "tuning": tuning,
     "decode": decode,
     "determinism": determinism,
 }

@@ -3,7 +3,8 @@
 Coordinate descent over all workloads at once: for each parameter in turn the model is compiled once for each legal
 value, with that value in every kernel that knows the parameter; all versions run in turns in one job, and every
 workload keeps the value with which its own steps took least. Kernels are thus timed where they will run, with the
-caches that their neighbours leave them, and a model takes as many compilations as there are values, not kernels.
+caches that their neighbours leave them, and a model takes as many compilations as there are values, not kernels. What
+was found stays if it wins once more, against the defaults: the least of many noisy measurements flatters.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def tune(
     known = database.of(target)
     spaces = compiled(database.parameters(target)).spaces
     names = list(dict.fromkeys(name for space in spaces.values() for name in space))
+    fresh: set[str] = set()
     for number, name in enumerate(names):
         progress("tuning", number, len(names))
         searched = {
@@ -68,7 +70,16 @@ def tune(
             totals = [_by_workload(program, steps) for program, steps in zip(programs, times, strict=True)]
             for workload, options in searched.items():
                 known[workload] = _best(known.get(workload), name, options, [total[workload] for total in totals])
+            fresh |= searched.keys()
             save(database)
+    if found := {workload for workload in fresh if known[workload].parameters}:
+        chosen = database.parameters(target)
+        programs = [compiled({key: own for key, own in chosen.items() if key not in found}), compiled(chosen)]
+        times = _measure(executor, [bare(graph, program).content for program in programs], threads, rounds)
+        default, best = (_by_workload(program, steps) for program, steps in zip(programs, times, strict=True))
+        for workload in found:
+            known[workload] = _confirmed(known[workload], best[workload], default[workload])
+        save(database)
     progress("tuning", len(names), len(names))
     return {workload: known[workload] for workload in spaces}
 
@@ -100,6 +111,12 @@ def _best(entry: Tuned | None, name: str, options: Sequence[int], totals: Sequen
         parameters[name] = options[least]
         now = others[least]
     return Tuned(parameters, (*(entry.searched if entry else ()), name), now, default)
+
+
+def _confirmed(entry: Tuned, now: float, default: float) -> Tuned:
+    """The entry as it was measured again; with the defaults where it does not win by enough."""
+    wins = now < default * (1 - LEAST_GAIN)
+    return Tuned(entry.parameters if wins else {}, entry.searched, now if wins else default, default)
 
 
 def _measure(executor: Executor | None, files: list[bytes], threads: int | None, rounds: int) -> list[list[float]]:

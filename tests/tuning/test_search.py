@@ -70,7 +70,7 @@ def test_each_parameter_is_searched_given_the_ones_before(graph: Graph) -> None:
     found = tune(graph, HOST, database, executor=watch, save=lambda d: saved.append(len(d.of(HOST))))
     (entry,) = found.values()
     assert entry == Tuned({"rows": 8, "unroll": 2}, ("rows", "unroll"), 850, 1000)
-    assert (watch.jobs, saved) == (2, [1, 1])
+    assert (watch.jobs, saved) == (3, [1, 1, 1])
     assert list(database.parameters(HOST).values()) == [{"rows": 8, "unroll": 2}]
 
 
@@ -84,8 +84,19 @@ def test_a_search_goes_on_where_it_was(graph: Graph) -> None:
     database = Database()
     (workload,) = tune(graph, HOST, database, executor=Stopwatch(lambda p: 1000)).keys()
     database.of(HOST)[workload] = Tuned({"rows": 4}, ("rows",), 900, 1000)
-    watch = Stopwatch(lambda p: 900 if p == {"rows": 4, "unroll": 1} else 500 if p["rows"] == 4 else 100)
+    watch = Stopwatch(lambda p: 1000 if p == DEFAULT else 900 if p["unroll"] == 1 else 500 if p["rows"] == 4 else 100)
     found = tune(graph, HOST, database, executor=watch)
     assert found[workload] == Tuned({"rows": 4, "unroll": 2}, ("rows", "unroll"), 500, 1000)
-    assert watch.jobs == 1
-    assert tune(graph, HOST, database, executor=watch) == found and watch.jobs == 1
+    assert watch.jobs == 2
+    assert tune(graph, HOST, database, executor=watch) == found and watch.jobs == 2
+
+
+def test_what_does_not_win_again_is_left(graph: Graph) -> None:
+    """The first two jobs are the search's, one for each parameter."""
+
+    def nanoseconds(p: dict[str, int]) -> float:
+        return 1000 - (100 * (p["rows"] == 8) if watch.jobs < 3 else 0)
+
+    watch = Stopwatch(nanoseconds)
+    (entry,) = tune(graph, HOST, Database(), executor=watch).values()
+    assert entry == Tuned({}, ("rows", "unroll"), 1000, 1000)
