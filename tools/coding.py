@@ -1,7 +1,7 @@
 """What entropy coding takes off the weights of an artifact, beside zlib and xz, and what it adds to loading.
 
     python -m graphc.tools.coding --output tools/results/coding.json                minutes
-    python -m graphc.tools.coding --networks lenet --ways int8                      seconds
+    python -m graphc.tools.coding lenet --limit 2                                   seconds
 
 Networks of the zoo with post-training formats; bytes are the weights section of the artifact, tables counted. zlib at
 level 9 and xz at preset 9 compress the same section as a whole.
@@ -10,24 +10,26 @@ level 9 and xz at preset 9 compress the same section as a whole.
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
+import sys
 import time
 import zlib
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from rich.console import Console
-
 import graphc
-from graphc import container, entropy
+from graphc import entropy
 from graphc.calibration import batches
 from graphc.compiler import lower
 from graphc.pipeline import CLEAN, FINISH, PRESETS, PassContext, Pipeline
 from graphc.progress import silent
 from graphc.target import Target
+from graphc.tools import statement
+from graphc.tools.statement import Known
 from graphc.tools.zoo.catalog import MODELS
 
+NETWORKS = ("resnet20_jpeg", "llama_char105", "resnet18", "lenet")
 FORMATS = {
     "int4 g32": "linear(bits=4,group=32)",
     "int3 g32": "linear(bits=3,group=32)",
@@ -51,8 +53,6 @@ def measure(network: str, way: str) -> dict[str, Any]:
     encoded = time.process_time()
     assert bytes(entropy.decode(coded)) == plain
     return {
-        "network": network,
-        "weights": way,
         "bytes": len(plain),
         "coded": len(coded),
         "zlib": len(zlib.compress(plain, 9)),
@@ -62,22 +62,17 @@ def measure(network: str, way: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=["resnet20_jpeg", "llama_char105", "resnet18"])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--output", type=Path, help="where the figures go, after each row")
-    options = parser.parse_args()
-    rows = []
-    for network in options.networks:
-        for way in options.ways:
-            rows.append(measure(network, way))
-            if options.output is not None:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                container.write(options.output, (json.dumps(rows, indent=1) + "\n").encode())
-    if options.output is None:
-        Console().print_json(json.dumps(rows))
+def network(name: str, options: argparse.Namespace, known: Known) -> None:
+    for way in WAYS[: options.limit]:
+        known.once(way, measure, name, way)
+
+
+FIGURES = {name: partial(network, name) for name in NETWORKS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return statement.main("graphc.tools.coding", __doc__, FIGURES, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

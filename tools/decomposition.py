@@ -1,6 +1,6 @@
 """What SLaB, low rank and the compensation of rounding lose on real weights, as the papers' inequalities.
 
-    python -m graphc.tools.decomposition                     everything on the decoder: half an hour of one core
+    python -m graphc.tools.decomposition --output tools/results/decomposition.json    half an hour of one core
     python -m graphc.tools.decomposition compensation --limit 30
     python -m graphc.tools.decomposition --models minilm --layers 3 --columns 600 --bits 8
 
@@ -10,23 +10,22 @@ whitening     the low rank of the weight against that of weight times root of th
 
 Formats are encoded by moments of one half of the calibration data; losses and divergences (KL of the results, in nats)
 are those of the other half. A layer's loss is the squared error of its output over the square of its output. Without
---layers, a language model is judged whole too: all its layers at once, and its likelihood on held-back stories.
+--layers, a language model is judged whole too: all its layers at once, and its likelihood on held-back stories, the
+first --limit of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from graphc import container, formats
+from graphc import formats
 from graphc.encoding.compensation import damped
 from graphc.expressions import Product, Sum
 from graphc.formats import Format
@@ -39,8 +38,10 @@ from graphc.moments import loss
 from graphc.passes.compensate import Compensate
 from graphc.passes.compress import LAYERS
 from graphc.pipeline import PassContext
-from graphc.progress import Progress, terminal
+from graphc.progress import Progress
+from graphc.tools import statement
 from graphc.tools.layer_losses import Figures, Layer, Network, beaten, compared, encoded
+from graphc.tools.statement import Known
 
 BUDGETS = (11.0, 8.0, 4.8)  # bits a weight, masks counted
 ROUNDS = 20  # of SLaB's alternation, as in the paper
@@ -51,103 +52,90 @@ RANK = 8  # of compensation
 # -- SLaB, section 7 --------------------------------------------------------------------------------
 
 
-def slab(network: Network, show: Progress, budgets: Sequence[float] = BUDGETS) -> Figures:
-    result = {}
-    for bits in budgets:
-        sizes: dict[str, int] = {}  # of SLaB, which the others may not fall below
+def slab(network: Network, bits: float, show: Progress) -> Figures:
+    """bits: of a weight, masks counted."""
+    sizes: dict[str, int] = {}  # of SLaB, which the others may not fall below
 
-        def ours(layer: Layer, bits: float = bits, sizes: dict[str, int] = sizes) -> tuple[Tensor, int]:
-            rows, columns = layer.shape
-            signs, thin = rows * -(-columns // 8), rows + columns + 2 * (rows + 1)
-            kept = (bits / 8 * rows * columns - 2 * signs - thin) // (2 * rows)
-            form = Sum((Product((LowRank(1, factors="int8"), Binary())), Unstructured(kept / columns)), ROUNDS)
-            decoded, sizes[layer.name] = encoded(form, layer, layer.given)
-            return decoded, sizes[layer.name]
+    def ours(layer: Layer) -> tuple[Tensor, int]:
+        rows, columns = layer.shape
+        signs, thin = rows * -(-columns // 8), rows + columns + 2 * (rows + 1)
+        kept = (bits / 8 * rows * columns - 2 * signs - thin) // (2 * rows)
+        form = Sum((Product((LowRank(1, factors="int8"), Binary())), Unstructured(kept / columns)), ROUNDS)
+        decoded, sizes[layer.name] = encoded(form, layer, layer.given)
+        return decoded, sizes[layer.name]
 
-        def sparse(
-            layer: Layer, moments: Tensor | None, update: bool = False, rank: int = 0, sizes: dict[str, int] = sizes
-        ) -> tuple[Tensor, int]:
-            """The least density at which it takes no fewer bytes than SLaB."""
-            rows, columns = layer.shape
-            thin = rank * (rows + columns) + 2 * (rows + rank) if rank else 0
-            kept = math.ceil((sizes[layer.name] - rows * -(-columns // 8) - thin) / (2 * rows))
-            for count in range(max(1, kept), columns + 1):
-                form: Format = Unstructured(count / columns, update=update)
-                if rank:
-                    form = Sum((form, LowRank(rank, factors="int8")), ROUNDS)
-                    cheap = Sum(form.terms)
-                    if cheap.bytes(cheap.encode(layer.weight, moments)) < sizes[layer.name]:
-                        continue
-                decoded, size = encoded(form, layer, moments)
-                if size >= sizes[layer.name]:
-                    return decoded, size
-            return layer.weight, layer.weight.nbytes
+    def sparse(layer: Layer, moments: Tensor | None, update: bool = False, rank: int = 0) -> tuple[Tensor, int]:
+        """The least density at which it takes no fewer bytes than SLaB."""
+        rows, columns = layer.shape
+        thin = rank * (rows + columns) + 2 * (rows + rank) if rank else 0
+        kept = math.ceil((sizes[layer.name] - rows * -(-columns // 8) - thin) / (2 * rows))
+        for count in range(max(1, kept), columns + 1):
+            form: Format = Unstructured(count / columns, update=update)
+            if rank:
+                form = Sum((form, LowRank(rank, factors="int8")), ROUNDS)
+                cheap = Sum(form.terms)
+                if cheap.bytes(cheap.encode(layer.weight, moments)) < sizes[layer.name]:
+                    continue
+            decoded, size = encoded(form, layer, moments)
+            if size >= sizes[layer.name]:
+                return decoded, size
+        return layer.weight, layer.weight.nbytes
 
-        def both(layer: Layer) -> tuple[Tensor, int]:
-            """Of several ranks the best for the moments that are given."""
-            ranks = [rank for rank in RANKS if rank < min(layer.shape) // 8]
-            found = [sparse(layer, layer.given, rank=rank) for rank in ranks]
-            return min(found, key=lambda item: loss(layer.weight - item[0], layer.given))
+    def both(layer: Layer) -> tuple[Tensor, int]:
+        """Of several ranks the best for the moments that are given."""
+        ranks = [rank for rank in RANKS if rank < min(layer.shape) // 8]
+        found = [sparse(layer, layer.given, rank=rank) for rank in ranks]
+        return min(found, key=lambda item: loss(layer.weight - item[0], layer.given))
 
-        rows = compared(
-            network,
-            {
-                "slab": ours,
-                "magnitude": lambda layer: sparse(layer, None),
-                "wanda": lambda layer: sparse(layer, layer.given),
-                "sparsegpt": lambda layer: sparse(layer, layer.given, update=True),
-                "sparse + low rank": both,
-                "int4 g32, for comparison": lambda layer: encoded(Linear(4, 32), layer, layer.given),
-            },
-            show,
-        )
-        checks: Figures = {}
-        for other in ("wanda", "magnitude", "sparsegpt", "sparse + low rank"):
-            checks |= beaten(rows, "slab", other)
-        result[f"{bits} bits"] = {"rows": rows, "checks": checks}
-    return result
+    rows = compared(
+        network,
+        {
+            "slab": ours,
+            "magnitude": lambda layer: sparse(layer, None),
+            "wanda": lambda layer: sparse(layer, layer.given),
+            "sparsegpt": lambda layer: sparse(layer, layer.given, update=True),
+            "sparse + low rank": both,
+            "int4 g32, for comparison": lambda layer: encoded(Linear(4, 32), layer, layer.given),
+        },
+        show,
+    )
+    for other in ("wanda", "magnitude", "sparsegpt", "sparse + low rank"):
+        rows |= beaten(rows, "slab", other)
+    return rows
 
 
 # -- compensation, section 22 -----------------------------------------------------------------------
 
 
-def compensation(network: Network, show: Progress) -> Figures:
-    result = {}
-    for bits in (2, 3):
-        base = Linear(bits, 32)
+def compensation(network: Network, bits: int, show: Progress) -> Figures:
+    base = Linear(bits, 32)
 
-        def stored(layer: Layer, moments: Tensor | None, rank: int = RANK, base: Linear = base) -> tuple[Tensor, int]:
-            decoded, size = encoded(base, layer, None)
-            if rank == 0:
-                return decoded, size
-            error = Layer(layer.name, layer.weight - decoded, layer.given, layer.judged)
-            low, more = encoded(LowRank(rank, factors="int8"), error, moments)
-            return decoded + low, size + more
+    def stored(layer: Layer, moments: Tensor | None, rank: int = RANK) -> tuple[Tensor, int]:
+        decoded, size = encoded(base, layer, None)
+        if rank == 0:
+            return decoded, size
+        error = Layer(layer.name, layer.weight - decoded, layer.given, layer.judged)
+        low, more = encoded(LowRank(rank, factors="int8"), error, moments)
+        return decoded + low, size + more
 
-        ranks = _allocated(network, base) if network.whole else {}
-        ways: dict[str, Callable[[Layer], tuple[Tensor, int]]] = {
-            "none": lambda layer: stored(layer, None, 0),
-            "plain": lambda layer: stored(layer, None),
-            "whitened": lambda layer: stored(layer, layer.given),
-        }
-        if ranks:
-            ways["by sensitivity"] = lambda layer: stored(layer, layer.given, ranks[layer.name])  # noqa: B023
-        rows = compared(network, ways, show)
-        checks = beaten(rows, "plain", "none") | beaten(rows, "whitened", "plain")
-        if ranks:
-            kl = rows["by sensitivity"]["KL"], rows["whitened"]["KL"]
-            checks["by sensitivity < whitened, KL"] = {"holds": kl[0] < kl[1]}
-        energies = [_energies(layer, base) for layer in network.layers]
-        result[f"{bits} bits"] = {
-            "rows": rows,
-            "checks": checks,
-            "ranks": ranks,
-            f"energy of the leading {RANK}, mean": {
-                name: sum(energy[place] for energy in energies) / len(energies)
-                for place, name in enumerate(("plain", "whitened"))
-            },
-        }
-    return result
+    ranks = _allocated(network, base) if network.whole else {}
+    ways: dict[str, Callable[[Layer], tuple[Tensor, int]]] = {
+        "none": lambda layer: stored(layer, None, 0),
+        "plain": lambda layer: stored(layer, None),
+        "whitened": lambda layer: stored(layer, layer.given),
+    }
+    if ranks:
+        ways["by sensitivity"] = lambda layer: stored(layer, layer.given, ranks[layer.name])
+    rows = compared(network, ways, show)
+    rows |= beaten(rows, "plain", "none") | beaten(rows, "whitened", "plain")
+    if ranks:
+        kl = rows["by sensitivity"]["KL"], rows["whitened"]["KL"]
+        rows["by sensitivity"]["ranks"] = list(ranks.values())
+        rows["by sensitivity < whitened, KL"] = {"holds": kl[0] < kl[1]}
+    energies = [_energies(layer, base) for layer in network.layers]
+    for place, name in enumerate(("plain", "whitened")):
+        rows[name][f"energy of the leading {RANK}"] = sum(energy[place] for energy in energies) / len(energies)
+    return rows
 
 
 def _residual(layer: Layer, base: Format) -> tuple[Tensor, Tensor]:
@@ -178,51 +166,56 @@ def _allocated(network: Network, base: Format) -> dict[str, int]:
 # -- whitening ---------------------------------------------------------------------------------------
 
 
-def whitening(network: Network, show: Progress) -> Figures:
-    result = {}
-    for share in (0.5, 0.25):
+def whitening(network: Network, share: float, show: Progress) -> Figures:
+    """share: of the layer's parameters."""
 
-        def low(layer: Layer, moments: Tensor | None, share: float = share) -> tuple[Tensor, int]:
-            rank = max(1, int(share * math.prod(layer.shape) / sum(layer.shape)))
-            return encoded(LowRank(rank), layer, moments)
+    def low(layer: Layer, moments: Tensor | None) -> tuple[Tensor, int]:
+        rank = max(1, int(share * math.prod(layer.shape) / sum(layer.shape)))
+        return encoded(LowRank(rank), layer, moments)
 
-        rows = compared(
-            network,
-            {"plain": lambda layer: low(layer, None), "whitened": lambda layer: low(layer, layer.given)},
-            show,
-        )
-        result[f"{share} of the parameters"] = {"rows": rows, "checks": beaten(rows, "whitened", "plain")}
-    return result
+    rows = compared(
+        network,
+        {"plain": lambda layer: low(layer, None), "whitened": lambda layer: low(layer, layer.given)},
+        show,
+    )
+    return rows | beaten(rows, "whitened", "plain")
 
 
-PARTS = {"slab": slab, "compensation": compensation, "whitening": whitening}
+# What is measured, for which values, and what these are.
+PARTS: dict[str, tuple[Callable[..., Figures], Sequence[float], str]] = {
+    "slab": (slab, BUDGETS, "bits"),
+    "compensation": (compensation, (2, 3), "bits"),
+    "whitening": (whitening, (0.5, 0.25), "of the parameters"),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
-    parser.add_argument("--models", nargs="+", default=["llama_char105"])
-    parser.add_argument("--layers", type=int, help="of a model, evenly spaced; none: all, and language models whole")
-    parser.add_argument("--bits", type=float, nargs="+", default=BUDGETS, help="a weight, of slab and the others")
-    parser.add_argument("--columns", type=int, default=1536, help="of the widest layer that is taken")
-    parser.add_argument("--count", type=int, default=64, help="items of calibration data, halved")
-    parser.add_argument("--limit", type=int, help="stories of the likelihood; none: all")
-    parser.add_argument("--output", type=Path, help="where the figures go, after each part")
-    options = parser.parse_args()
-    parts = PARTS | {"slab": partial(slab, budgets=options.bits)}
-    found: Figures = {name: getattr(options, name) for name in ("count", "limit", "layers", "columns")}
-    found |= {"seed": 0, "torch": torch.__version__}
-    with terminal() as show:
-        for model in options.models:
-            network = Network(model, options.count, options.layers, options.columns, options.limit, show)
-            for part in options.parts or PARTS:
-                found.setdefault(part, {})[model] = parts[part](network, show)
-                if options.output is not None:
-                    options.output.parent.mkdir(parents=True, exist_ok=True)
-                    container.write(options.output, (json.dumps(found, indent=1) + "\n").encode())
-    if options.output is None:
-        Console().print_json(json.dumps(found))
+def measure(name: str, options: argparse.Namespace, known: Known) -> None:
+    part, values, unit = PARTS[name]
+    for model in options.models:
+        titles = {f"{model}, {value} {unit}": value for value in (options.bits if part is slab else values)}
+        missing = [title for title in titles if title not in known]
+        if missing:
+            network = Network(model, options.count, options.layers, options.columns, options.limit, options.progress)
+        for title in missing:
+            rows = part(network, titles[title], options.progress)
+            known.update({f"{title}, {way}": row for way, row in rows.items()})
+            known[title] = {"layers": len(network.layers)}  # the last: all rows are there
+
+
+FIGURES = {name: partial(measure, name) for name in PARTS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--models", nargs="+", default=["llama_char105"])
+        parser.add_argument("--layers", type=int, help="evenly spaced; none: all, and language models whole")
+        parser.add_argument("--bits", type=float, nargs="+", default=list(BUDGETS), help="a weight, of slab")
+        parser.add_argument("--columns", type=int, default=1536, help="of the widest layer that is taken")
+        parser.add_argument("--count", type=int, default=64, help="items of calibration data, halved")
+
+    shared = ("layers", "columns", "count")
+    return statement.main("graphc.tools.decomposition", __doc__, FIGURES, arguments, add, shared)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,12 +1,14 @@
-"""Perplexity of language models with compressed weights: `python -m graphc.tools.perplexity [SECTION ...]`.
+"""Perplexity of language models with compressed weights: `python -m graphc.tools.perplexity [MODEL ...]`.
 
     python -m graphc.tools.perplexity --output tools/results/perplexity.json     the full run: an hour on one core
+    python -m graphc.tools.perplexity stories260k --sections integers --limit 10             a quick look: minutes
 
 Every fourth of the 118 TinyStories calibrates, the other 88 are judged: each alone, every token after the first
 predicted, in windows of the model's context; of the recurrent network's novel every other of 32 runs calibrates. Linear
 layers are compressed; the embedding (of a Llama, which is also its last layer) and the normalizations stay f32. Bytes
 are those of all stored weights; bits are those of the compressed layers, scales, zero points, masks and codebooks
-counted. Differences from another row come with their standard error over texts.
+counted. "NLL/token apart" is the difference from the float model's, or of a row "better < worse" that of the two, with
+its standard error over texts.
 
 integers   rounding to nearest, HQQ, AWQ and GPTQ at 4, 3 and 2 bits
 longer     AdaRound, and GPTQ that sees what the blocks before have become
@@ -14,21 +16,18 @@ vectors    codebooks at about 2 bits against integers of no fewer bytes
 sparse     SLaB against magnitude, Wanda and sparse + low rank, half of the bytes of f16
 low_rank   a low rank of the weight against one of what the layer makes of its inputs (whitened)
 compensation    a rounding error made good by a low rank: none, plain, whitened, ranks by sensitivity
-
-Rows that are in the output file already, of the same options, are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,10 +35,10 @@ from torch import Tensor
 from torch.export import Dim
 
 import graphc
-from graphc import container
 from graphc.graph import Graph
 from graphc.pipeline import CLEAN, PassContext, Pipeline
-from graphc.progress import Progress, terminal
+from graphc.tools import statement
+from graphc.tools.statement import Known
 from graphc.tools.weight_methods import CHECKS, SECTIONS, Layers
 from graphc.tools.zoo import data, lstm, tokens
 from graphc.tools.zoo.benchmarks import windows
@@ -143,95 +142,54 @@ class Novel(Text):
 TEXTS: dict[str, type[Stories] | type[Novel]] = {"stories260k": Stories, "llama_char105": Stories, "lstm": Novel}
 
 
-def difference(one: Row, other: Row, counts: Sequence[int]) -> tuple[float, float]:
+def compared(one: Row, other: Row, counts: Sequence[int]) -> Row:
     """How much more NLL/token `one` has than `other`, and the standard error over texts (a ratio's: Cochran,
-    "Sampling Techniques", 1977, section 2.11)."""
+    "Sampling Techniques", 1977, section 2.11). counts: tokens of each text."""
     apart = [a - b for a, b in zip(one["NLL of each text"], other["NLL of each text"], strict=True)]
     mean = sum(apart) / sum(counts)
     left = [value - mean * count for value, count in zip(apart, counts, strict=True)]
-    return mean, statistics.stdev(left) * math.sqrt(len(left)) / sum(counts)
+    error = statistics.stdev(left) * math.sqrt(len(left)) / sum(counts)
+    return {"NLL/token apart": round(mean, 5), "standard error": round(error, 5)}
 
 
-def checks(rows: dict[str, Row], counts: Sequence[int]) -> list[Row]:
+def checks(rows: Mapping[str, Any], counts: Sequence[int]) -> dict[str, Row]:
     """The inequalities of CHECKS whose rows are all there: lower NLL at no more bytes, unless said otherwise."""
-    found = []
+    found = {}
     for better, worse, bytes_too in CHECKS:
         if better in rows and worse in rows:
-            mean, error = difference(rows[better], rows[worse], counts)
+            difference = compared(rows[better], rows[worse], counts)
             fits = not bytes_too or rows[better]["bytes"] <= rows[worse]["bytes"]
-            found.append(
-                {
-                    "lower": better, "higher": worse, "holds": mean < 0 and fits, "no more bytes": fits,
-                    "NLL/token apart": round(mean, 5), "standard error": round(error, 5),
-                }
-            )  # fmt: skip
+            holds = difference["NLL/token apart"] < 0 and fits
+            found[f"{better} < {worse}"] = {"holds": holds, "no more bytes": fits, **difference}
     return found
 
 
-def measure(name: str, sections: Sequence[str], options: argparse.Namespace, known: Row, show: Progress) -> Row:
-    """Rows and checks of one model; `known`: what an earlier run has, which `show`s up after every row."""
+def measure(name: str, options: argparse.Namespace, known: Known) -> None:
     language = TEXTS[name](name, options.limit)
-    ctx = PassContext(calibration=language.calibration, seed=options.seed, progress=show)
-    rows: dict[str, Row] = known.setdefault("rows", {})
-    known["judged"] = {"texts": len(language.tokens), "tokens": int(language.tokens.sum())}
+    ctx = PassContext(calibration=language.calibration, seed=options.seed, progress=options.progress)
+    counts = language.tokens.tolist()
+    known["judged texts"], known["judged tokens"] = len(counts), sum(counts)
     known["calibrating tokens"] = sum(batch[0].numel() for batch in language.calibration)
-    methods = {"float": None} | {
-        m.name: m for section in sections if section in language.sections for m in SECTIONS[section]
-    }
-    for title, method in methods.items():
-        if title not in rows:
+    known.once("float", language.row, language.graph)
+    for method in (m for section in options.sections if section in language.sections for m in SECTIONS[section]):
+        if method.name not in known:
             start = time.perf_counter()
-            graph = language.graph if method is None else method.run(language.graph, language.layers, ctx)
-            seconds = time.perf_counter() - start
-            rows[title] = language.row(graph) | {"seconds": round(seconds, 1)}
-            known["checks"] = checks(rows, language.tokens.tolist())
-            options.keep()
-        row = rows[title]
-        apart, error = difference(row, rows["float"], language.tokens.tolist())
-        print(
-            f"{title:34} {row['bytes']:9,} bytes {row['bits a weight']:7.3f} bits  ppl {row['perplexity']:8.3f}"
-            f"  NLL +{apart:.4f} (se {error:.4f})  {row['seconds']} s",
-            flush=True,
-        )
-    return known
+            graph = method.run(language.graph, language.layers, ctx)
+            seconds = {"seconds": round(time.perf_counter() - start, 1)}
+            row = language.row(graph)
+            known[method.name] = row | seconds | compared(row, known["float"], counts)
+    known.update(checks(dict(known), counts))
+
+
+FIGURES = {name: partial(measure, name) for name in TEXTS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m graphc.tools.perplexity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; none: all")
-    parser.add_argument("--models", nargs="+", choices=sorted(TEXTS), default=list(TEXTS))
-    parser.add_argument("--limit", type=int, help="stories that are judged; none: all 88")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a JSON file, written after each row")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"no section {', '.join(sorted(unknown))}; sections: {', '.join(SECTIONS)}")
-    if options.limit is not None and options.limit < 2:
-        parser.error("--limit: a standard error takes two stories or more")
-    settings = {"limit": options.limit, "seed": options.seed, "torch": torch.__version__}
-    figures: Row = {"settings": settings, "models": {}}
-    if options.output is not None and options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))
-        figures = before if before["settings"] == settings else figures
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+        parser.add_argument("--seed", type=int, default=0)
 
-    def keep() -> None:
-        if options.output is not None:
-            container.write(options.output, (json.dumps(figures, indent=1) + "\n").encode())
-
-    options.keep = keep
-    for name in options.models:
-        print(name, flush=True)
-        with terminal() as show:
-            known = figures["models"].setdefault(name, {})
-            measure(name, options.sections or list(SECTIONS), options, known, show)
-        for check in known["checks"]:
-            print("  ", "  ".join(f"{key}: {value}" for key, value in check.items()), flush=True)
-    keep()
-    return 0
+    return statement.main("graphc.tools.perplexity", __doc__, FIGURES, arguments, add, ("seed",))
 
 
 if __name__ == "__main__":

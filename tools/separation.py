@@ -1,4 +1,4 @@
-"""What depthwise-separable substitution costs: `python -m graphc.tools.separation [layers autoencoder ...]`.
+"""What depthwise-separable substitution costs: `python -m graphc.tools.separation [NAME ...]`.
 
 layers       each convolution of a network is replaced alone (passes/separate_convolutions.py), and the squared change
              of the network's results over their square is measured on calibration images: from the SVD, and from random
@@ -8,35 +8,34 @@ autoencoder  the replica of DSC-JSCC (arXiv:2604.22338): an autoencoder of 5 + 5
              the network trained on, as long as the original itself is. PSNR on test images, the same noise for all.
 
 The two checks, as inequalities with their figures: what is lost for each parameter saved is least for intermediate
-layers, those that face neither the image nor the channel; the SVD is no worse a beginning than chance. Figures are
-written seed by seed, and a second run goes on after the seeds that are written.
+layers, those that face neither the image nor the channel; the SVD is no worse a beginning than chance. A check "holds"
+where "less" is at most "more"; means and checks are of all seeds in the file.
 
-    python -m graphc.tools.separation layers autoencoder --seeds 0 1 2 --output tools/results/separation.json
+    python -m graphc.tools.separation --seeds 0 1 2 --output tools/results/separation.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.export import Dim
 
 import graphc
-from graphc import container
 from graphc.calibration import batches, fitting_threads
 from graphc.convolution_factors import saved_parameters
 from graphc.graph import Graph
 from graphc.passes.separate_convolutions import Initial, SeparateConvolutions, separate
 from graphc.pipeline import PassContext
-from graphc.progress import Progress, terminal
+from graphc.progress import Progress
+from graphc.tools import statement
+from graphc.tools.statement import Known
 from graphc.tools.zoo import data
 from graphc.tools.zoo.catalog import MODELS
 from graphc.trainable import Trainable
@@ -48,54 +47,46 @@ DECIBELS = 10.0  # of the channel: power of the signal over that of the noise
 
 
 def check(text: str, less: float, more: float) -> Figures:
-    return {"check": f"{text}: {less:.4g} <= {more:.4g}", "holds": less <= more}
+    return {text: {"less": less, "more": more, "holds": less <= more}}
 
 
 # -- without training -----------------------------------------------------------------------------
 
 
-def layers(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
+def layers(options: argparse.Namespace, known: Known) -> None:
     entry = MODELS[options.model]
     graph = graphc.trace(entry.build(), entry.example_inputs(entry.batch))
-    images = batches(graph, entry.calibration(options.count))
+    images = batches(graph, entry.calibration(options.limit or 100))
 
-    def positions(initial: Initial, seed: int) -> list[Any]:
-        context = PassContext(calibration=images, seed=seed, progress=progress)
-        return SeparateConvolutions(initial=initial).positions(graph, context)
+    def errors(initial: Initial, seed: int) -> list[tuple[str, int, float]]:
+        """Path, parameters saved and error of each layer."""
+        context = PassContext(calibration=images, seed=seed, progress=options.progress)
+        found = SeparateConvolutions(initial=initial).positions(graph, context)
+        return [(one.path, one.saved, one.error) for one in found]
 
-    best = positions("svd", 0)
-    chance = [positions("random", seed) for seed in options.seeds]
-    rows = [
-        {
-            "layer": one.path,
-            "parameters saved": one.saved,
-            "error": one.error,
-            "error, random": mean(other[place].error for other in chance),
-            "error per million saved": one.error / one.saved * 1e6,
+    best = known.once("svd | errors", errors, "svd", 0)
+    for seed in options.seeds:
+        known.once(f"random, seed {seed} | errors", errors, "random", seed)
+    chance = [[error for _, _, error in found] for key, found in known.items() if key.startswith("random, seed ")]
+    costs, nearer = [], 0
+    for (path, saved, error), others in zip(best, zip(*chance, strict=True), strict=True):
+        costs.append(error / saved * 1e6)
+        nearer += error > min(others)
+        known[path] = {
+            "parameters saved": saved,
+            "error": error,
+            "error, random": mean(others),
+            "error per million saved": costs[-1],
         }
-        for place, one in enumerate(best)
-    ]
-    costs = [row["error per million saved"] for row in rows]
-    nearer = sum(all(one.error <= other[place].error for other in chance) for place, one in enumerate(best))
-    yield {
-        "model": options.model,
-        "images": options.count,
-        "seeds": options.seeds,
-        "rows": rows,
-        "checks": [
-            *_intermediate("error per million parameters saved", costs, [0, len(rows) - 1]),
-            check(f"layers where a random start is nearer than the SVD, of {len(rows)}", len(rows) - nearer, 0),
-        ],
-    }
+    known.update(_intermediate("error per million parameters saved", costs, [0, len(best) - 1]))
+    known.update(check(f"layers where a random start is nearer than the SVD, of {len(best)}", nearer, 0))
 
 
-def _intermediate(what: str, costs: Sequence[float], outer: Sequence[int]) -> list[Figures]:
+def _intermediate(what: str, costs: Sequence[float], outer: Sequence[int]) -> Figures:
     inner = [cost for place, cost in enumerate(costs) if place not in outer]
     rest = [costs[place] for place in outer]
-    return [
-        check(f"mean {what}, intermediate against outer layers", mean(inner), mean(rest)),
-        check(f"least {what}, intermediate against outer layers", min(inner), min(rest)),
-    ]
+    means = check(f"mean {what}, intermediate against outer layers", mean(inner), mean(rest))
+    return means | check(f"least {what}, intermediate against outer layers", min(inner), min(rest))
 
 
 # -- the autoencoder ------------------------------------------------------------------------------
@@ -141,8 +132,11 @@ class Autoencoder(nn.Module):
 OUTER = [0, 4, 5, 9]  # the layers at the image and at the channel
 
 
-def replica(images: Tensor, test: Tensor, steps: int, more: int, seed: int, progress: Progress) -> Figures:
-    """The PSNR of the original, and with each layer replaced, each trained `more` steps after the original's `steps`.
+def replica(
+    images: Tensor, test: Tensor, steps: int, more: int, seed: int, progress: Progress
+) -> tuple[float, Figures]:
+    """The PSNR of the original, and by layer what is lost where it is replaced; each is trained `more` steps after the
+    original's `steps`.
 
     images, test: [N, 3, 32, 32] from 0 to 1.
     """
@@ -172,78 +166,60 @@ def replica(images: Tensor, test: Tensor, steps: int, more: int, seed: int, prog
     with fitting_threads(start):
         original = trained(start, steps, 2e-3, f"autoencoder, seed {seed}")
         longer = psnr(trained(original, more, 1e-3, "original, trained on"))
-        rows = []
+        rows: Figures = {}
         for node in original.calls:
             weight = original.weight(node.args[1]) if node.target is torch.ops.aten.convolution.default else None
             if weight is None:
                 continue
             path, saved = node.meta["path"], saved_parameters(weight)
-            row: Figures = {"layer": path, "parameters saved": saved}
+            row = rows[path] = {"parameters saved": saved}
             for initial in ("svd", "random"):
                 replaced = separate(original, [node.name], initial, seed)
                 row[f"dB lost, {initial}, not trained"] = longer - psnr(replaced)
                 row[f"dB lost, {initial}"] = longer - psnr(trained(replaced, more, 1e-3, f"{path} from {initial}"))
-            rows.append(row)
-    return {"seed": seed, "PSNR of the original, trained on": longer, "rows": rows}
+    return longer, rows
 
 
-def autoencoder(options: argparse.Namespace, known: Figures, progress: Progress) -> Iterator[Figures]:
-    """The figures after each seed; those that are `known` from a run with the same options are not trained again."""
-    train_images, test = (
-        data.jpeg_images(f"cifar10/jpeg_{name}.npz", count) / 255 for name, count in (("train", 10_000), ("test", 1000))
+def autoencoder(options: argparse.Namespace, known: Known) -> None:
+    images, test = (
+        data.jpeg_images(f"cifar10/jpeg_{name}.npz", count) / 255
+        for name, count in (("train", 10_000), ("test", options.limit or 1000))
     )
-    settings = {"steps": options.steps, "more steps": options.more, "images": [len(train_images), len(test)]}
-    runs = list(known["runs"]) if known.get("settings") == settings else []
     for seed in options.seeds:
-        if all(run["seed"] != seed for run in runs):
-            runs.append(replica(train_images, test, options.steps, options.more, seed, progress))
-        yield {"settings": settings, "runs": runs, "checks": checks(runs)}
+        if f"seed {seed}" not in known:
+            longer, rows = replica(images, test, options.steps, options.more, seed, options.progress)
+            known.update({f"seed {seed}, {path}": row for path, row in rows.items()})
+            known[f"seed {seed}"] = {"PSNR of the original, trained on": longer}  # the last: all rows are there
+    seeds = [key for key in known if key.startswith("seed ") and ", " not in key]
+    known.update(checks([[row for key, row in known.items() if key.startswith(f"{seed}, ")] for seed in seeds]))
 
 
-def checks(runs: Sequence[Figures]) -> list[Figures]:
+def checks(runs: Sequence[Sequence[Figures]]) -> Figures:
     """Over the seeds' means."""
-    mine = [run["rows"] for run in runs]
     lost = {
-        initial: [mean(rows[place][f"dB lost, {initial}"] for rows in mine) for place in range(len(mine[0]))]
+        initial: [mean(rows[place][f"dB lost, {initial}"] for rows in runs) for place in range(len(runs[0]))]
         for initial in ("svd", "random")
     }
-    saved = [row["parameters saved"] for row in mine[0]]
+    saved = [row["parameters saved"] for row in runs[0]]
     costs = [1000 * loss / count for loss, count in zip(lost["svd"], saved, strict=True)]
-    return [
-        *_intermediate("dB lost per thousand parameters saved", costs, OUTER),
-        check(
-            "mean dB lost over the layers, from the SVD against from chance", mean(lost["svd"]), mean(lost["random"])
-        ),
-    ]
+    text = "mean dB lost over the layers, from the SVD against from chance"
+    svd = check(text, mean(lost["svd"]), mean(lost["random"]))
+    return _intermediate("dB lost per thousand parameters saved", costs, OUTER) | svd
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Figures, Progress], Iterator[Figures]]] = {
-    "layers": layers,
-    "autoencoder": autoencoder,
-}
+FIGURES = {"layers": layers, "autoencoder": autoencoder}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--model", default="resnet20_jpeg", choices=sorted(MODELS), help="of layers")
-    parser.add_argument("--count", type=int, default=100, help="calibration images of layers")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500, help="of the autoencoder's training")
-    parser.add_argument("--more", type=int, default=60, help="steps after each substitution")
-    parser.add_argument("--output", type=Path, help="where the figures are written as JSON")
-    options = parser.parse_args()
-    found: Figures = {}
-    if options.output and options.output.exists():
-        found = json.loads(options.output.read_text())
-    with terminal() as progress:
-        for part in options.parts:
-            for figures in PARTS[part](options, found.get(part, {}), progress):
-                found[part] = figures
-                if options.output:
-                    container.write(options.output, (json.dumps(found, indent=2) + "\n").encode())
-    Console().print_json(json.dumps(found))
+def main(arguments: Sequence[str] | None = None) -> int:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--model", default="resnet20_jpeg", choices=sorted(MODELS), help="of layers")
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--steps", type=int, default=500, help="of the autoencoder's training")
+        parser.add_argument("--more", type=int, default=60, help="steps after each substitution")
+
+    shared = ("model", "steps", "more")
+    return statement.main("graphc.tools.separation", __doc__, FIGURES, arguments, add, shared)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import graphc
@@ -18,7 +18,7 @@ from graphc import compiler
 from graphc.calibration import batches
 from graphc.measurement import step_times
 from graphc.pipeline import PassContext, pipeline
-from graphc.progress import silent, terminal
+from graphc.progress import silent
 from graphc.target import Target
 from graphc.tools import statement
 from graphc.tools.bench.workloads import WORKLOADS
@@ -28,7 +28,7 @@ from graphc.tuning import Database, tune
 NETWORKS = ("resnet20_int8", "mobilenet_v2_int8", "resnet18_int8", "resnet18_float", "minilm_int8")
 
 
-def gained(name: str) -> Callable[[argparse.Namespace, Known], None]:
+def gained(name: str) -> statement.Measure:
     def search(options: argparse.Namespace, known: Known) -> None:
         if "default / tuned" in known:
             return
@@ -43,8 +43,7 @@ def gained(name: str) -> Callable[[argparse.Namespace, Known], None]:
             if options.database:
                 found.save(options.database)
 
-        with terminal() as progress:
-            found = tune(graph, target, database, progress=progress, save=save)
+        found = tune(graph, target, database, progress=options.progress, save=save)
         chosen = {workload: entry.parameters for workload, entry in found.items()}
         files = [compiler.bare(graph, compiler.lower(graph, target, silent, each)).content for each in ({}, chosen)]
         default, tuned = (sum(steps) for steps in step_times(files, rounds=50))

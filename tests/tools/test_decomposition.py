@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from graphc.progress import silent
@@ -22,27 +25,47 @@ def piece() -> Network:
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("part", ["whitening", "compensation"])
 def test_whitening_and_compensation(part, piece):
-    for figures in decomposition.PARTS[part](piece, silent).values():
-        assert all(check["holds"] for check in figures["checks"].values()), figures
-        sizes = [figures["rows"][name]["bits a weight"] for name in ("plain", "whitened")]
-        assert sizes[0] == sizes[1]
+    measure, values, _ = decomposition.PARTS[part]
+    for value in values:
+        rows = measure(piece, value, silent)
+        assert all(row["holds"] for row in rows.values() if "holds" in row), rows
+        assert rows["plain"]["bits a weight"] == rows["whitened"]["bits a weight"]
 
 
 @pytest.mark.usefixtures("data")
 def test_slab_at_no_more_bytes(piece, monkeypatch):
     for name, value in (("ROUNDS", 4), ("RANKS", (2,))):
         monkeypatch.setattr(decomposition, name, value)
-    for budget, figures in decomposition.slab(piece, silent, [4.8]).items():
-        rows, checks = figures["rows"], figures["checks"]
-        assert rows["slab"]["bits a weight"] <= float(budget.split()[0])
-        assert all(rows[name]["bits a weight"] >= rows["slab"]["bits a weight"] for name in list(rows)[1:5])
-        assert checks["slab < magnitude"]["holds"] and checks["slab < wanda"]["holds"], figures
+    rows = decomposition.slab(piece, 4.8, silent)
+    bits = {name: row["bits a weight"] for name, row in rows.items() if "bits a weight" in row}
+    assert bits["slab"] <= 4.8
+    assert all(bits[other] >= bits["slab"] for other in ("magnitude", "wanda", "sparsegpt", "sparse + low rank"))
+    assert rows["slab < magnitude"]["holds"] and rows["slab < wanda"]["holds"], rows
+
+
+def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    made = []
+
+    def part(network, value, show):
+        made.append((network.name, value))
+        return {"one": {"bits a weight": value}, "one < other": {"holds": True}}
+
+    monkeypatch.setitem(decomposition.PARTS, "whitening", (part, (2, 3), "bits"))
+    monkeypatch.setattr(decomposition, "Network", lambda name, *options: SimpleNamespace(name=name, layers=[1]))
+    output = tmp_path / "figures.json"
+    arguments = ["whitening", "--output", str(output), "--models", "a"]
+    assert decomposition.main(arguments) == decomposition.main([*arguments, "b"]) == 0
+    assert made == [("a", 2), ("a", 3), ("b", 2), ("b", 3)]
+    assert json.loads(output.read_text())["whitening"]["b, 3 bits, one"] == {"bits a weight": 3}
+    assert decomposition.main([*arguments, "--layers", "1"]) == 0
+    assert made[4:] == [("a", 2), ("a", 3)], "of fewer layers"
 
 
 def test_iteration():
-    matrix = subspace_iteration.spectrum(96, 160, 0.5)
-    (found,) = subspace_iteration.iteration({"example": matrix}).values()
-    checks = dict(found["checks"])
-    del checks["q=2: time <= 1/5"]  # no test measures time
-    assert all(check["holds"] for check in checks.values()), found
-    assert found["rows"]["q=4"]["Frobenius"] < 1.01 < found["rows"]["q=0"]["Frobenius"]
+    found = {}
+    subspace_iteration.iteration(found, "example", subspace_iteration.spectrum(96, 160, 0.5))
+    assert found["example"]["broken"] in ("", "q=2: time <= 1/5")  # no test measures time
+    assert found["example, q=4"]["Frobenius"] < 1.01 < found["example, q=0"]["Frobenius"]
+    known = dict(found)
+    subspace_iteration.iteration(found, "example", None)
+    assert found == known, "it is not measured again"

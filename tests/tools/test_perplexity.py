@@ -22,11 +22,11 @@ def row(losses: list[float], size: int = 1) -> perplexity.Row:
 
 def test_a_difference_has_the_error_of_a_paired_ratio():
     counts = [10, 20, 30]
-    mean, error = perplexity.difference(row([1.0, 2.0, 3.0]), row([0.9, 1.8, 2.7]), counts)
+    mean, error = perplexity.compared(row([1.0, 2.0, 3.0]), row([0.9, 1.8, 2.7]), counts).values()
     assert mean == pytest.approx(0.01) and error == pytest.approx(0, abs=1e-9)  # the same in every token
-    mean, error = perplexity.difference(row([1.0, 2.0, 6.0]), row([0.0, 2.0, 3.0]), counts)
+    apart = perplexity.compared(row([1.0, 2.0, 6.0]), row([0.0, 2.0, 3.0]), counts)
     left = torch.tensor([1.0, 0.0, 3.0]) - 4 / 60 * torch.tensor([10.0, 20.0, 30.0])
-    assert mean == pytest.approx(4 / 60) and error == pytest.approx(float(left.std()) * math.sqrt(3) / 60)
+    assert [*apart.values()] == pytest.approx([4 / 60, float(left.std()) * math.sqrt(3) / 60], abs=1e-5)
 
 
 def test_an_inequality_fails_by_its_loss_or_by_its_bytes():
@@ -34,7 +34,7 @@ def test_an_inequality_fails_by_its_loss_or_by_its_bytes():
     assert bytes_too
     for losses, size, holds in (([1.0, 2.0], 10, True), ([1.0, 4.0], 10, False), ([1.0, 2.0], 11, False)):
         rows = {better: row(losses, size), worse: row([1.5, 3.0], 10)}
-        (found,) = perplexity.checks(rows, [5, 9])
+        (found,) = perplexity.checks(rows, [5, 9]).values()
         assert found["holds"] == holds and found["no more bytes"] == (size <= 10)
 
 
@@ -73,8 +73,9 @@ def test_inequalities_on_a_few_stories(stories):
     }
     assert rows["3 bits, GPTQ"]["bytes"] == rows["3 bits, nearest"]["bytes"]
     assert rows["3 bits, GPTQ"]["bits a weight"] == pytest.approx(3 + 16 / 32, abs=0.03)
-    found = {check["lower"]: check for check in perplexity.checks(rows, language.tokens.tolist())}
-    assert found["3 bits, GPTQ"]["holds"] and found["rank for 75%, whitened"]["holds"]
+    found = perplexity.checks(rows, language.tokens.tolist())
+    assert found["3 bits, GPTQ < 3 bits, nearest"]["holds"]
+    assert found["rank for 75%, whitened < rank for 75%, plain"]["holds"]
     # Each story is judged alone, and no story that calibrates is.
     assert sum(language.losses(language.graph)) == pytest.approx(sum(float(language_of(story)) for story in range(4)))
 
@@ -114,14 +115,16 @@ def test_a_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(perplexity, "TEXTS", {"stories260k": Two})
     monkeypatch.setattr(perplexity, "SECTIONS", {"one": [Way("a")], "two": [Way("b")]})
     output = tmp_path / "figures.json"
-    known = ["--models", "stories260k", "--output", str(output)]
-    perplexity.main(["one", *known])
+    known = ["stories260k", "--output", str(output)]
+    perplexity.main([*known, "--sections", "one"])
     assert made == ["graph", "a"]
     perplexity.main(known)
     assert made == ["graph", "a", "b"]
-    assert set(json.loads(output.read_text())["models"]["stories260k"]["rows"]) == {"float", "a", "b"}
-    perplexity.main(["one", *known, "--seed", "1"])  # other options: all of it again
+    written = json.loads(output.read_text())["stories260k"]
+    assert {key for key, value in written.items() if isinstance(value, dict)} == {"float", "a", "b"}
+    assert written["a"]["NLL/token apart"] == 0 and written["judged tokens"] == 7
+    perplexity.main([*known, "--sections", "one", "--seed", "1"])  # other options: all of it again
     assert made[3:] == ["graph", "a"]
     with pytest.raises(SystemExit):
-        perplexity.main(["three", *known])
-    assert "no section three; sections: one, two" in capsys.readouterr().err
+        perplexity.main([*known, "--sections", "three"])
+    assert "invalid choice: 'three'" in capsys.readouterr().err

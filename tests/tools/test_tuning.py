@@ -18,8 +18,8 @@ def test_figures_and_database_are_kept(data, tmp_path, monkeypatch):
     output, database = tmp_path / "figures.json", tmp_path / "tuned.json"
     command = ["resnet20_int8", "--limit", "2", "--output", str(output), "--database", str(database)]
     assert tuning.main(command) == 0
-    figures = json.loads(output.read_text())["resnet20_int8"]
+    figures = json.loads(output.read_text())["resnet20_int8, limit 2"]
     assert figures["kernels"] == figures["kernels that gain"] == 1
     assert 0.2 < figures["default / tuned"] < 5
     assert '"rows": 8' in database.read_text()
-    assert tuning.main(command) == 0 and json.loads(output.read_text())["resnet20_int8"] == figures
+    assert tuning.main(command) == 0 and json.loads(output.read_text())["resnet20_int8, limit 2"] == figures
