@@ -137,7 +137,10 @@ class Study(low_bits.Study):
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
 
         def takes(module: nn.Module, _: str, divided: bool) -> bool:
-            return isinstance(module, nn.Conv2d | nn.Linear) and (len(module.weight[0]) % self.group == 0) == divided
+            if not isinstance(module, nn.Conv2d | nn.Linear):
+                return False
+            weight: Any = module.weight
+            return bool((weight.shape[1] % self.group == 0) == divided)
 
         model, kind = fuse(self.entry.build()), getattr(torch, f"int{bits}")
         for granularity, divided in ((PerGroup(self.group), True), (PerAxis(0), False)):
