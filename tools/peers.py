@@ -67,7 +67,9 @@ class Study(low_bits.Study):
         spec = spec.replace("GROUP", str(self.group)).replace("ITERATIONS", str(self.options.iterations))
         context = PassContext(calibration=self.calibration, seed=self.options.seed)
         graph = Pipeline(f"{spec},eliminate_common_subexpressions,drop_unused").run(self.original, context)
-        return graph.run, sum(tensor.nbytes for tensor in graph.weights.values())
+        stored = sum(tensor.nbytes for tensor in graph.weights.values())
+        # torch's max pool of int8 with channels last takes no planes of more than 127 pixels.
+        return lambda x: graph.run(x.contiguous()), stored
 
     def nncf(self, quantize: Callable[[Any, Any], Any]) -> Made:
         """quantize(OpenVINO's model, the data set)."""
@@ -137,7 +139,10 @@ class Study(low_bits.Study):
         from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
 
         def takes(module: nn.Module, _: str, divided: bool) -> bool:
-            return isinstance(module, nn.Conv2d | nn.Linear) and (len(module.weight[0]) % self.group == 0) == divided
+            if not isinstance(module, nn.Conv2d | nn.Linear):
+                return False
+            weight: Any = module.weight
+            return bool((weight.shape[1] % self.group == 0) == divided)
 
         model, kind = fuse(self.entry.build()), getattr(torch, f"int{bits}")
         for granularity, divided in ((PerGroup(self.group), True), (PerAxis(0), False)):
