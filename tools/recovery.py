@@ -37,7 +37,8 @@ from graphc.trainable import Trainable
 from graphc.training.distillation import Distillation, distill
 from graphc.training.loop import Samples, Training, train
 from graphc.training.sparsification import Penalty, largest_threshold, layer_weights, masked_trainable
-from graphc.training.vectors import VectorTraining, express_vectors, utilization, vector_trainable
+from graphc.training.stored_weight import expressed
+from graphc.training.vectors import VectorTraining, utilization, vector_trainable
 
 Figures = dict[str, Any]
 KEPT = Pipeline("canonicalize,fold_constants,eliminate_common_subexpressions,drop_unused")
@@ -68,7 +69,7 @@ def recovered(options: argparse.Namespace, seed: int) -> Figures:
     original = KEPT.run(graphc.trace(entry.build(), example, dynamic_shapes=({0: Dim("batch", min=1, max=1024)},)))
     teacher = FOLDED.run(original)
     student = vector_trainable(original, VectorTraining(SHARED, options.assignment), exclude=FLOAT)
-    untrained = FOLDED.run(express_vectors(student))
+    untrained = FOLDED.run(expressed(student))
     images, labels = training_images(entry, options.images)
     kept = len(images) - len(images) // 25
     held_back = images[kept:].to(memory_format=torch.channels_last), labels[kept:]
@@ -92,7 +93,7 @@ def recovered(options: argparse.Namespace, seed: int) -> Figures:
         )  # fmt: skip
         samples = Samples((images[:kept],), options.batch, training.seed, augmented)
         distill(student, teacher, samples, aims, training, metric, options.progress)
-    result = FOLDED.run(express_vectors(student))
+    result = FOLDED.run(expressed(student))
     names = layer_weights(teacher, exclude=FLOAT)
     parts = (".codes", ".codebook", ".scale.folded")
     coded = {id(value): value for name, value in result.weights.items() if name.endswith(parts)}
@@ -161,7 +162,7 @@ def vectors(seed: int) -> Figures:
             digits.train(module, 8)
             seconds[assignment] = (time.process_time() - start) / 8
             name = f"d{d} K{codewords} {assignment}"
-            figures[f"{name}: top-1 %"] = digits.accuracy(express_vectors(module))
+            figures[f"{name}: top-1 %"] = digits.accuracy(expressed(module))
             figures[f"{name}: perplexity / K"] = utilization(module)
         figures[f"d{d} K{codewords}: epoch time, cosine / dkm"] = seconds["cosine"] / seconds["dkm"]
     return figures

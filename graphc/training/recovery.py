@@ -28,6 +28,7 @@ from graphc.training import straight_through
 from graphc.training.distillation import Distillation, DistillationLoss, decoded_weights
 from graphc.training.fake_quantization import LAYERS, StepSize
 from graphc.training.loop import Batch, Training, train
+from graphc.training.stored_weight import LATENT, expressed
 from graphc.training.vectors import Codebook, VectorTraining, VectorWeight
 
 aten = torch.ops.aten
@@ -39,7 +40,7 @@ class LinearWeight(nn.Module):
     def __init__(self, name: str, form: Linear, scale: Tensor, zero: Tensor) -> None:
         """scale, zero: f32 [rows, groups, 1], or of fewer rows or groups, which are shared."""
         super().__init__()
-        self.name, self.form, self.top = name, form, 2**form.bits - 1
+        self.name, self.format, self.top = name, form, 2**form.bits - 1
         self.step, self.groups = StepSize(scale), scale.numel()
         self.zero: Tensor
         self.register_buffer("zero", zero)
@@ -54,13 +55,13 @@ class LinearWeight(nn.Module):
     @torch.no_grad()
     def parts(self, latent: Tensor) -> dict[str, Tensor]:
         """What the format stores."""
-        scale: Tensor = self.step().to(torch.float16 if self.form.scale == "f16" else torch.float32)
+        scale: Tensor = self.step().to(torch.float16 if self.format.scale == "f16" else torch.float32)
         grid = Grid(scale.to(torch.float32), self.zero, self.top)
-        return self.form.parts(grid.codes(self._grouped(latent)).flatten(1), grid)
+        return self.format.parts(grid.codes(self._grouped(latent)).flatten(1), grid)
 
     def _grouped(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
-        group = rows.shape[1] if isinstance(self.form.group, str) else self.form.group
+        group = rows.shape[1] if isinstance(self.format.group, str) else self.format.group
         grouped: Tensor = rows.unflatten(1, (-1, group))
         return grouped
 
@@ -117,7 +118,7 @@ def recoverable(original: Graph, compressed: Graph) -> Trainable:
         stored = formats.recognize(decoding.args[0] if decoding.target is aten.view.default else decoding)  # type: ignore[arg-type]
         if weight is not None and stored is not None and isinstance(stored.format, Linear | Vector):
             name = str(stored.parts["codes"].target).removesuffix(".codes")
-            found[decoding] = (f"{name}.latent", stored, weight)
+            found[decoding] = (f"{name}{LATENT}", stored, weight)
     for decoding, (name, _, weight) in found.items():
         with graph.at(decoding):
             decoding.replace_all_uses_with(graph.add_weight(name, weight))
@@ -141,24 +142,6 @@ def recoverable(original: Graph, compressed: Graph) -> Trainable:
                 latent.copy_(_kept(latent, made, stored.format, parts[name]))  # type: ignore[arg-type]
         parametrize.register_parametrization(module, place, made)
     return module
-
-
-def expressed(module: Trainable) -> Graph:
-    """The graph with what was trained in its formats; equal parts are one after `eliminate_common_subexpressions`."""
-    result = module.graph()
-    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
-    for chain in chains:
-        given, latent = chain[0], chain.original
-        (reading,) = (node for node in result if node.op == "get_attr" and node.target == given.name)
-        with result.at(reading, path=next(iter(reading.users)).meta["path"]):
-            decoded = given.form.express(
-                result, given.parts(latent), (len(latent), latent[0].numel()), given.name.removesuffix(".latent")
-            )
-            if latent.dim() != 2:
-                decoded = result.call(aten.view.default, decoded, list(latent.shape))
-        reading.replace_all_uses_with(decoded)
-    result.drop_unused()
-    return result
 
 
 def _linear(name: str, form: Linear, parts: dict[str, Tensor]) -> LinearWeight:

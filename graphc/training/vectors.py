@@ -36,6 +36,7 @@ from graphc.formats.vector import Vector
 from graphc.graph import Graph
 from graphc.operators.weights import pack
 from graphc.trainable import Trainable
+from graphc.training.stored_weight import stored_weights
 
 aten = torch.ops.aten
 Assignment = Literal["euclidean", "cosine", "dkm"]
@@ -99,6 +100,11 @@ class VectorWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.options, self.form, self.codebook, self.rest = name, options, form, codebook, rest
+
+    @property
+    def format(self) -> Format:
+        """Of all terms."""
+        return self.options.format
 
     def forward(self, latent: Tensor) -> Tensor:
         rows = latent.flatten(1)
@@ -258,35 +264,11 @@ def _initial(options: VectorTraining, form: Format, matrix: Tensor, number: int)
     return found
 
 
-def vector_weights(module: Trainable) -> list[tuple[VectorWeight, Tensor]]:
-    """The weights with trained codebooks, and the latent weights [O, ...] behind them."""
-    chains = module.parametrizations.values() if parametrize.is_parametrized(module) else ()  # type: ignore[operator]
-    return [(chain[0], chain.original) for chain in chains if isinstance(chain[0], VectorWeight)]
-
-
-def express_vectors(module: Trainable) -> Graph:
-    """A new graph in which each trained codebook is the format's own expression over stored parts.
-
-    Parts that are equal, such as a shared codebook, are one after the pass `eliminate_common_subexpressions`.
-    """
-    result = module.graph()
-    for given, latent in vector_weights(module):
-        reading = [node for node in result if node.op == "get_attr" and node.target == given.name]
-        with result.at(reading[0], path=next(iter(reading[0].users)).meta["path"]):
-            shape = (len(latent), latent[0].numel())
-            decoded = given.options.format.express(result, given.parts(latent), shape, given.name)
-            if latent.dim() != 2:
-                decoded = result.call(aten.view.default, decoded, list(latent.shape))
-        for node in reading:
-            node.replace_all_uses_with(decoded)
-    result.drop_unused()
-    return result
-
-
 def utilization(module: Trainable) -> float:
     """How evenly codewords are used, perplexity / K: 1 where all are used alike. The mean over the codebooks."""
     counts: dict[Codebook, Tensor] = {}
-    for given, latent in vector_weights(module):
+    trained = [(given, latent) for given, latent in stored_weights(module) if isinstance(given, VectorWeight)]
+    for given, latent in trained:
         for term, codes, _ in given.coded(latent):
             runs = codes.unflatten(1, (term.form.codebooks, -1)).transpose(0, 1).flatten(1)
             used = torch.stack([torch.bincount(run, minlength=term.form.codewords) for run in runs])

@@ -15,7 +15,8 @@ import graphc
 from graphc.formats.vector import Vector
 from graphc.training.distillation import Distillation, distill
 from graphc.training.loop import Samples, Training
-from graphc.training.vectors import VectorTraining, express_vectors, vector_trainable
+from graphc.training.stored_weight import expressed
+from graphc.training.vectors import VectorTraining, vector_trainable
 
 STEPS = 200
 
@@ -39,7 +40,7 @@ def run(folder: Path) -> dict[str, Tensor]:
     training = Training(STEPS, 1e-2, warmup=3, seed=4, checkpoint=folder / "run.safetensors", interval=2)
     samples = Samples((torch.randn(22, 3, 6, 6),), 4, 7, noisy)
     distill(student, teacher, samples, aims, training, progress=lambda what, done, total: print(done, flush=True))
-    return express_vectors(student).weights
+    return expressed(student).weights
 
 
 def killed(folder: Path, after: int) -> None:

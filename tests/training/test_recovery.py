@@ -11,7 +11,8 @@ from graphc.passes.recover import Recover
 from graphc.pipeline import PassContext, PassFailure, Pipeline
 from graphc.training.distillation import Distillation
 from graphc.training.loop import Training
-from graphc.training.recovery import expressed, recover, recoverable
+from graphc.training.recovery import recover, recoverable
+from graphc.training.stored_weight import expressed
 from graphc.verifier import verify
 
 FORMS = [

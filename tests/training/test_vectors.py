@@ -12,12 +12,11 @@ from graphc import expressions, formats
 from graphc.errors import TrainingError
 from graphc.pipeline import Pipeline
 from graphc.training.loop import Training, train
+from graphc.training.stored_weight import expressed, stored_weights
 from graphc.training.vectors import (
     VectorTraining,
-    express_vectors,
     utilization,
     vector_trainable,
-    vector_weights,
 )
 from graphc.verifier import verify
 
@@ -49,10 +48,10 @@ SEVERAL = [
 def test_what_is_trained_is_what_is_stored(form, assignment, teacher, samples, digits):
     chosen = expressions.parse(form)
     module = trained(teacher, samples, 3, format=chosen, assignment=assignment)
-    graph = express_vectors(module)
+    graph = expressed(module)
     verify(graph)
     torch.testing.assert_close(graph.run(digits[2]), module(digits[2]).detach(), rtol=0.02, atol=0.02)
-    for given, latent in vector_weights(module):
+    for given, latent in stored_weights(module):
         names = [name for name in graph.weights if name.startswith(f"{given.name}.")]
         assert sum(graph.weights[name].nbytes for name in names) == chosen.bytes(chosen.encode(latent.detach()))
         assert given.name not in graph.weights
@@ -61,7 +60,7 @@ def test_what_is_trained_is_what_is_stored(form, assignment, teacher, samples, d
 @pytest.mark.parametrize("assignment", ["euclidean", "cosine"])
 def test_gradients_pass_straight_to_the_latent_weight_and_to_used_codewords(assignment, teacher):
     module = vector_trainable(teacher, VectorTraining(formats.parse("vector(d=4,codewords=64)"), assignment))
-    given, latent = vector_weights(module)[0]
+    given, latent = stored_weights(module)[0]
     factor = torch.randn(latent.shape)
     (given(latent) * factor).sum().backward()
     torch.testing.assert_close(latent.grad, factor)
@@ -73,7 +72,7 @@ def test_gradients_pass_straight_to_the_latent_weight_and_to_used_codewords(assi
 
 def test_the_scale_is_the_projection(teacher):
     module = vector_trainable(teacher, VectorTraining(formats.parse("vector(d=4,codewords=16)"), "cosine"))
-    given, latent = vector_weights(module)[0]
+    given, latent = stored_weights(module)[0]
     scale, decoded = given.parts(latent)["scale"], given(latent).detach()
     error = (decoded - latent).square().sum()
     assert scale.shape == (64, 1)
@@ -87,7 +86,7 @@ def test_cosine_codes_start_with_a_codebook_of_the_weights_size(teacher):
     found = []
     for deviation in (0.03, 3.0):
         module = vector_trainable(teacher, VectorTraining(form, "cosine", "random", deviation))
-        given, latent = vector_weights(module)[0]
+        given, latent = stored_weights(module)[0]
         torch.testing.assert_close(next(given.coded(latent))[2], torch.ones(1, 1))
         found.append((codes_of(given, latent), given.codebook.value.detach()))
     assert torch.equal(found[0][0], found[1][0])
@@ -99,7 +98,7 @@ def test_codewords_are_chosen_in_f32_under_autocast(assignment, teacher):
     form = formats.parse("vector(d=4,codewords=64)")
     found = []
     for enabled in (False, True):
-        given, latent = vector_weights(vector_trainable(teacher, VectorTraining(form, assignment)).train())[0]
+        given, latent = stored_weights(vector_trainable(teacher, VectorTraining(form, assignment)).train())[0]
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             found.append(given(latent))
     assert torch.equal(*found)
@@ -110,7 +109,7 @@ def test_soft_attention_becomes_hard_as_it_cools(teacher):
     far = []
     for temperature in (0.3, 0.03, 0.0003):
         module = vector_trainable(teacher, VectorTraining(form, "dkm", temperature=temperature, iterations=3)).train()
-        given, latent = vector_weights(module)[0]
+        given, latent = stored_weights(module)[0]
         soft = given(latent).detach()
         centres, codes = given.codebook.value, codes_of(given, latent)
         size = latent.detach().square().mean(1, keepdim=True).sqrt()
@@ -121,9 +120,9 @@ def test_soft_attention_becomes_hard_as_it_cools(teacher):
 
 def test_a_shared_codebook_is_stored_once(teacher, samples):
     module = trained(teacher, samples, 2, format=formats.parse("vector(d=2,codewords=16,shared=true)"))
-    graph = Pipeline("eliminate_common_subexpressions,drop_unused").run(express_vectors(module))
+    graph = Pipeline("eliminate_common_subexpressions,drop_unused").run(expressed(module))
     assert len([name for name in graph.weights if "codebook" in name]) == 1
-    assert len({id(given.codebook) for given, _ in vector_weights(module)}) == 1
+    assert len({id(given.codebook) for given, _ in stored_weights(module)}) == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -139,8 +138,8 @@ def test_cosine_uses_more_codewords_than_euclidean_from_a_bad_start(seed, teache
 
 def test_training_recovers_what_codebooks_lose(teacher, samples, accuracy):
     form = formats.parse("vector(d=8,codewords=16)")
-    before = accuracy(express_vectors(vector_trainable(teacher, VectorTraining(form, "euclidean"))))
-    after = accuracy(express_vectors(trained(teacher, samples, 120, format=form, assignment="euclidean")))
+    before = accuracy(expressed(vector_trainable(teacher, VectorTraining(form, "euclidean"))))
+    after = accuracy(expressed(trained(teacher, samples, 120, format=form, assignment="euclidean")))
     assert after > before
 
 
@@ -154,7 +153,7 @@ def test_residual_and_product_codebooks_are_more_accurate_for_more_bytes(assignm
         before = [value.detach() for name, value in vector_trainable(teacher, options).named_parameters()]
         module = trained(teacher, samples, 72, format=options.format, assignment=assignment)
         assert all(not torch.equal(new, old) for new, old in zip(module.parameters(), before, strict=True))
-        found[form] = accuracy(express_vectors(module))
+        found[form] = accuracy(expressed(module))
     single, product, residual = found.values()
     assert min(product, residual) > single
 
@@ -171,7 +170,7 @@ def test_a_killed_run_gives_the_same_codes(teacher, samples, tmp_path):
         options = Training(8, 2e-3, checkpoint=path, interval=3)
         train(module, lambda batch: nn.functional.cross_entropy(module(batch[0]), batch[1]), samples, options,
               progress=progress)  # fmt: skip
-        return express_vectors(module).weights
+        return expressed(module).weights
 
     with pytest.raises(InterruptedError):
         run(tmp_path / "c.safetensors", 5)
