@@ -10,10 +10,11 @@ some of its weights. Columns are taken in blocks, whose effect on later blocks i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 BLOCK = 128
 DAMPING = 0.01
@@ -23,6 +24,9 @@ DAMPING = 0.01
 # and errors e [n] in all of them |e R^-1|^2 once those after them have.
 Final = Callable[[int, Tensor], Tensor]
 Settle = Callable[[Tensor, Tensor, Tensor], Final]
+
+# By moments, as long as these are there: the factor takes longer than the columns, and is one for all formats.
+_FACTORS: MutableMapping[Tensor, dict[tuple[float, bool], tuple[Tensor, Tensor]]] = WeakTensorKeyDictionary()
 
 
 def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
@@ -38,6 +42,19 @@ def upper_factor(matrix: Tensor) -> Tensor:
     return factor
 
 
+def _factored(moments: Tensor, damping: float, sort: bool) -> tuple[Tensor, Tensor]:
+    """The order of the columns, and R of G with its columns and rows so: f32 [columns, columns]."""
+    known = _FACTORS.setdefault(moments, {})
+    if (damping, sort) not in known:
+        places = torch.arange(len(moments))
+        if sort:
+            places = moments.diagonal().argsort(descending=True, stable=True)
+        upper = upper_factor(damped(moments, damping)[places][:, places])
+        identity = torch.eye(len(moments), dtype=torch.float64)
+        known[damping, sort] = places, torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
+    return known[damping, sort]
+
+
 def compensated(
     weight: Tensor, moments: Tensor, settle: Settle, step: int = BLOCK, damping: float = DAMPING, sort: bool = False
 ) -> Tensor:
@@ -47,12 +64,7 @@ def compensated(
     the columns of largest inputs first (GPTQ's act-order).
     """
     columns = weight.shape[1]
-    places = torch.arange(columns)
-    if sort:
-        places = moments.diagonal().argsort(descending=True, stable=True)
-    upper = upper_factor(damped(moments, damping)[places][:, places])
-    identity = torch.eye(columns, dtype=torch.float64)
-    factor = torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
+    places, factor = _factored(moments, damping, sort)
     w = weight.to(torch.float32)[:, places].clone()
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
