@@ -10,6 +10,7 @@ Tiles leave no register unused: sums, one vector of each row, and two of the rig
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -23,14 +24,14 @@ VECTOR = 16  # bytes
 
 
 @dataclass(frozen=True)
-class Grouped(MultiplyAccumulate):
+class Grouped(MultiplyAccumulate, ABC):
     """One load of the left operand brings `groups` groups."""
 
     shapes: tuple[tuple[int, int], ...] = ()  # rows and vectors of tiles to choose from
 
     @property
-    def groups(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def groups(self) -> int: ...
 
     def narrowed(self, columns: int) -> MultiplyAccumulate:
         """The tile that computes `columns` columns with the fewest instructions."""
@@ -77,9 +78,9 @@ class Grouped(MultiplyAccumulate):
                 with k.loop(steps % self.groups) as number:
                     multiply(steps // self.groups * self.groups + number, 1)
 
+    @abstractmethod
     def load_groups(self, left: tirx.Buffer, starts: list[Expr], groups: int) -> list[list[Expr]]:
         """For each row of sums, `groups` neighbouring groups as `step` takes them."""
-        raise NotImplementedError
 
     def _read(self, left: tirx.Buffer, start: Expr, kind: str, count: int) -> Expr:
         """`count` numbers of type `kind` from memory, sign bits flipped in an operand of the other signedness."""
