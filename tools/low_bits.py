@@ -109,7 +109,7 @@ class Study:
             options.steps, options.learning_rate, warmup=options.steps // 20, seed=options.seed, checkpoint=checkpoint,
             interval=100, what=f"{self.name} {method} W{bits[0]}A{bits[1]}",
         )  # fmt: skip
-        towards = Distillation(logits=0.5, labels=0.5)
+        towards = Distillation(logits=0.5, labels=0.5, precision="bf16")
         if method == "float":
             return distill(Trainable(start), start, self.samples, towards, training, progress=progress)
         return train_quantized(
