@@ -59,9 +59,15 @@ class FakeActivation(nn.Module):
         step = self.step(x.numel() // max(1, x.shape[0]), self.high - self.low)
         result = straight_through.quantized(x, step, self.low - self.zero, self.high - self.zero)
         if self.training and self.drop:
-            # One draw for all samples of a batch: random numbers took longer than all else here.
-            return torch.where(torch.rand(x.shape[1:]) < self.drop, x, result)
+            return mixed(result, x, self.drop)
         return result
+
+
+def mixed(value: Tensor, other: Tensor, share: float) -> Tensor:
+    """The values, a random share of them replaced by those of `other`, at the same places in all samples of a batch:
+    drawing random numbers for each took longer than all else."""
+    # An interpolation, by 0 or 1 and in the values' own layout, takes a tenth of the time of torch.where.
+    return value.lerp(other, (torch.rand_like(value[:1]) < share).to(value.dtype))
 
 
 class FakeWeight(nn.Module):

@@ -10,7 +10,7 @@ learning, a random share of the activations stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +19,10 @@ from torch import Tensor, fx
 
 from graphc.graph import Graph
 from graphc.progress import Progress, silent
-from graphc.training.fake_quantization import LAYERS, FakeQuantized, LearnedRounding, evaluate
+from graphc.training.fake_quantization import LAYERS, FakeQuantized, LearnedRounding, evaluate, mixed
 
 Values = dict[fx.Node, Any]
-_LARGEST_BLOCK = 6  # layers; a module with more is learned layer by layer
+_LARGEST_BLOCK = 6  # layers; of a module with more, each is learned alone
 _WARM = 0.2  # of the iterations go by without the regularizer
 
 
@@ -42,13 +42,13 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive operators of the quantized graph. inputs: values from before; outputs: values that are read later,
-    and the float graph's nodes that they stand for."""
+    """Consecutive operators of the quantized graph. inputs: values from before; outputs: values that are read later;
+    both with the float graph's nodes that they stand for, where there are any."""
 
     layers: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
-    inputs: tuple[fx.Node, ...]
-    outputs: tuple[tuple[fx.Node, fx.Node], ...]
+    inputs: dict[fx.Node, fx.Node | None]
+    outputs: dict[fx.Node, fx.Node]
 
 
 def reconstruct(
@@ -65,30 +65,27 @@ def reconstruct(
     given = [[_fast(value) for value in batch] for batch in batches]
     ours: list[Values] = [dict(zip(quantized.placeholders, batch, strict=True)) for batch in given]
     theirs: list[Values] = [dict(zip(original.placeholders, batch, strict=True)) for batch in given]
-    floats = [node for node in original.calls]
+    floats, known = original.calls, 0  # of the float graph's operators, how many are computed
     for number, part in enumerate(found):
-        wanted = [float_node for _, float_node in part.outputs]
-        last = max((floats.index(node) for node in wanted), default=-1)
+        until = max([known, *(floats.index(node) + 1 for node in part.outputs.values())])
         with torch.no_grad():
             for values in theirs:
-                evaluate(original, floats[: last + 1], values)
+                evaluate(original, floats[known:until], values)
+        known = until
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + number)
             _learn(model, part, ours, theirs, options, lambda done, at=number: progress(
                 "reconstructing", at * options.iterations + done, len(found) * options.iterations
             ))  # fmt: skip
-        later = {used for other in found[number + 1 :] for used in other.inputs}
-        kept = {node for other in found[number + 1 :] for _, node in other.outputs} | set(original.placeholders)
-        done = set(floats[: last + 1])
+        read = {used for other in found[number + 1 :] for used in other.inputs}
+        awaited = {node for other in found[number + 1 :] for node in (*other.inputs.values(), *other.outputs.values())}
+        awaited |= {used for node in floats[known:] for used in node.all_input_nodes}
         with torch.no_grad():
             model.eval()
             for values, reference in zip(ours, theirs, strict=True):
                 model.evaluate(part.nodes, values)
-                for node in [node for node in values if node not in later and node.op == "call_function"]:
-                    del values[node]
-                for node in [node for node in reference if node in done and node not in kept]:
-                    if all(user in done for user in node.users):
-                        del reference[node]
+                _forget(values, read)
+                _forget(reference, awaited)
     return model.graph()
 
 
@@ -98,35 +95,56 @@ def parts(model: FakeQuantized, original: Graph, granularity: Literal["layer", "
     calls = [node for node in graph.calls if _depends_on_input(node)]
     layers = [node for node in calls if node.target in LAYERS and node.name in model.weights]
     blocks: list[list[fx.Node]] = []
+    module = ""  # of the last block
     for layer in layers:
-        block = _module(blocks[-1][0]) if blocks else ""
-        inside = sum(other.meta["path"].startswith(f"{block}.") for other in layers)
-        joins = granularity == "block" and block and layer.meta["path"].startswith(f"{block}.")
-        if joins and inside <= _LARGEST_BLOCK:
+        if module and _inside(layer, module):
             blocks[-1].append(layer)
         else:
             blocks.append([layer])
+            module = _block(layer, layers) if granularity == "block" else ""
     starts = [0, *(calls.index(block[0]) for block in blocks[1:]), len(calls)]
-    floats = {node.name: node for node in original.calls}
+    floats = {node.name: node for node in original.calls if getattr(node.meta["type"], "dtype", None) == torch.float32}
     found = []
     for number, members in enumerate(blocks):
         nodes = calls[starts[number] : starts[number + 1]]
         inside_nodes = set(nodes)
         read = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside_nodes)
-        inputs = [used for used in read if _depends_on_input(used)]
+        inputs = {used: _float(model, used, floats) for used in read if _depends_on_input(used)}
         decodings = [used for used in read if used in model.found]
-        outputs = []
+        outputs = {}
         for node in nodes:
-            if any(user not in inside_nodes for user in node.users):
-                source: Any = node.args[0].args[0] if node in model.replaced else node  # type: ignore[union-attr]
-                if source.name in floats and floats[source.name].meta["type"].dtype == torch.float32:
-                    outputs.append((node, floats[source.name]))
-        found.append(Part(tuple(members), (*decodings, *nodes), tuple(inputs), tuple(outputs)))
+            stands_for = _float(model, node, floats)
+            if stands_for is not None and any(user not in inside_nodes for user in node.users):
+                outputs[node] = stands_for
+        found.append(Part(tuple(members), (*decodings, *nodes), inputs, outputs))
     return found
 
 
-def _module(layer: fx.Node) -> str:
-    return str(layer.meta["path"]).rpartition(".")[0]
+def _float(model: FakeQuantized, node: fx.Node, floats: Mapping[str, fx.Node]) -> fx.Node | None:
+    """What a value of the quantized graph is in the float graph."""
+    source: Any = node.args[0].args[0] if node in model.replaced else node  # type: ignore[union-attr]
+    return floats.get(source.name)
+
+
+def _forget(values: Values, kept: Container[fx.Node | None]) -> None:
+    """Of the operators' values, leave those of `kept`."""
+    for node in [node for node in values if node.op == "call_function" and node not in kept]:
+        del values[node]
+
+
+def _block(layer: fx.Node, layers: Sequence[fx.Node]) -> str:
+    """The path of the least module around a layer that has several; "" where it has too many."""
+    module = str(layer.meta["path"])
+    while module:
+        module = module.rpartition(".")[0]
+        count = sum(_inside(other, module) for other in layers)
+        if count > 1:
+            return module if count <= _LARGEST_BLOCK else ""
+    return ""
+
+
+def _inside(layer: fx.Node, module: str) -> bool:
+    return str(layer.meta["path"]).startswith(f"{module}.")
 
 
 def _depends_on_input(node: fx.Node) -> bool:
@@ -154,11 +172,11 @@ def _learn(
         total = torch.zeros(())
         for place in places:
             values = {node: ours[place][node] for node in part.inputs} | _inputs(ours[place])
-            if drop and options.drop:
-                float_values = theirs[place]
-                values = {node: _mixed(model, node, x, float_values, options.drop) for node, x in values.items()}
+            for node, reference in part.inputs.items():
+                if drop and options.drop and reference is not None:
+                    values[node] = mixed(values[node], theirs[place][reference], options.drop)
             model.evaluate(part.nodes, values)
-            for node, reference in part.outputs:
+            for node, reference in part.outputs.items():
                 target = theirs[place][reference]
                 total = total + (values[node] - target).square().mean() / target.square().mean().clamp(min=1e-12)
         return total / len(places)
@@ -197,12 +215,3 @@ def _fast(value: Tensor) -> Tensor:
 
 def _inputs(values: Values) -> Values:
     return {node: value for node, value in values.items() if node.op == "placeholder"}
-
-
-def _mixed(model: FakeQuantized, node: fx.Node, value: Any, reference: Values, drop: float) -> Any:
-    """An input of a part, a share of it as the float graph has it: the same places in all samples of a batch."""
-    if node not in model.replaced:
-        return value
-    source = node.args[0].args[0].name  # type: ignore[union-attr]
-    float_value = next((found for other, found in reference.items() if other.name == source), None)
-    return value if float_value is None else torch.where(torch.rand(value.shape[1:]) < drop, float_value, value)

@@ -12,6 +12,7 @@ from graphc.passes.quantize import Quantize
 from graphc.passes.reconstruct import Reconstruct
 from graphc.pipeline import PassContext
 from graphc.text import dump
+from graphc.training import fake_quantization, reconstruction
 from graphc.training.distillation import Distillation
 from graphc.training.fake_quantization import FakeActivation, FakeQuantized, FakeWeight, LearnedRounding
 from graphc.training.loop import Training
@@ -113,6 +114,36 @@ def test_reconstruction_tells_its_progress(small):
     told = [(done, total) for what, done, total in seen if what == "reconstructing"]
     assert told[-1][0] == told[-1][1] == 3 * 4  # the first layer, two blocks, the last layer
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_reconstruction_computes_each_operator_of_the_float_graph_once(small, monkeypatch):
+    original, batches, ctx = small
+    computed = []
+
+    def evaluate(graph, nodes, *rest):
+        if graph is original:
+            computed.extend(nodes)
+        return fake_quantization.evaluate(graph, nodes, *rest)
+
+    monkeypatch.setattr(reconstruction, "evaluate", evaluate)
+    Reconstruct(4, iterations=1).run(original, ctx)
+    assert {node: computed.count(node) for node in original.calls} == dict.fromkeys(original.calls, len(batches))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_block_is_the_least_module_with_several_layers(small, deep):
+    torch.manual_seed(0)
+
+    def layer(*sizes):
+        return nn.Sequential(nn.Conv2d(*sizes, 1), nn.ReLU()) if deep else nn.Conv2d(*sizes, 1)
+
+    blocks = [nn.Sequential(layer(4, 8), layer(8, 8), layer(8, 4)) for _ in range(3)]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(*blocks)).eval()
+    ctx = PassContext(calibration=[[torch.randn(2, 3, 4, 4)]])
+    original = trace(model, tuple(ctx.calibration[0]))
+    fake = FakeQuantized(original, Quantize(4).run(original, ctx), LearnedRounding)
+    assert [len(part.layers) for part in reconstruction.parts(fake, original, "block")] == [1, 3, 3, 3]
+    assert [len(part.layers) for part in reconstruction.parts(fake, original, "layer")] == [1] * 10
 
 
 def test_training_helps_and_a_killed_run_goes_on(small, tmp_path):
