@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from graphc import container
@@ -22,6 +21,7 @@ from graphc.compiler import bare, lower
 from graphc.errors import TargetError, TuningError
 from graphc.graph import Graph
 from graphc.measurement import step_times
+from graphc.passes.compress import takes, weight_name
 from graphc.pipeline import CLEAN, FINISH, PassContext, Pipeline
 from graphc.probe import random_inputs
 from graphc.program import Program
@@ -47,8 +47,6 @@ FORMATS: dict[str, str] = {
     "2:4 f16": "compress{format=sparse,unfit=keep}",
     "blocks f16": "compress{format=block_sparse,unfit=keep}",
 }
-
-LAYERS = (torch.ops.aten.convolution.default, torch.ops.aten.linear.default)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def measure(
         raise TargetError(f"this machine cannot time code for {target.name}; give an executor, such as a graphc.Board")
     wanted = FORMATS if formats is None else {BASELINE: "", **formats}
     clean = Pipeline(CLEAN).run(graph, PassContext(target))
-    layers = {node.meta["path"] or node.name: _signature(node) for node in clean.calls if node.target in LAYERS}
+    layers = {node.meta["path"] or node.name: _signature(node) for node in clean.calls if takes(clean, node)}
     path = Path(cache) if cache is not None else _cache()
     known = _read(path)
     where = f"{machine_model() if executor is None else 'executor'} {' '.join(target.features)} threads={threads}"
@@ -179,11 +177,8 @@ def _untouched(graph: Graph, clean: Graph) -> set[str]:
     """The layers that still have the plain f32 weight that they had."""
     plain = set()
     for node in graph.calls:
-        if node.target in LAYERS:
-            weight = graph.weight(node.args[1])
-            kept = isinstance(node.args[1], fx.Node) and str(node.args[1].target) in clean.weights
-            if weight is not None and weight.dtype == torch.float32 and kept:
-                plain.add(node.meta["path"] or node.name)
+        if takes(graph, node) and weight_name(node) in clean.weights:
+            plain.add(node.meta["path"] or node.name)
     return plain
 
 

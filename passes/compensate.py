@@ -46,17 +46,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from graphc.encoding.compensation import damped
+from graphc.encoding.compensation import square_root
 from graphc.errors import PassError
+from graphc.formats.low_rank import DAMPING
 from graphc.graph import Graph
 from graphc.moments import second_moments
-from graphc.passes.compress import LAYERS
+from graphc.passes.compress import takes, weight_name
 from graphc.pipeline import Pass, PassContext
 
 if TYPE_CHECKING:
     from graphc.assignment import Option
 
-_DAMPING = 1e-5  # as low_rank has it
 _QUARTERS = (0, 1, 2, 3, 4, 6, 8, 12, 16)  # of the mean rank: what is chosen from
 _MOST = 1e9  # stands for a loss that is not finite
 
@@ -136,15 +136,13 @@ class Compensate(Pass):
 
 def _moments(graph: Graph, names: set[str], ctx: PassContext) -> Mapping[str, Tensor]:
     """By weight, of a layer that reads it."""
-    layers = [
-        node for node in graph.calls if node.target in LAYERS and str(getattr(node.args[1], "target", "")) in names
-    ]
-    return {str(layer.args[1].target): found for layer, found in second_moments(graph, layers, ctx).items()}  # type: ignore[union-attr]
+    layers = [node for node in graph.calls if takes(graph, node) and weight_name(node) in names]
+    return {weight_name(layer): found for layer, found in second_moments(graph, layers, ctx).items()}
 
 
 def _energies(error: Tensor, moments: Tensor | None) -> Tensor:
     """Squared singular values of the error, whitened where there are moments."""
     wide = error.to(torch.float64)
-    root = None if moments is None else torch.linalg.cholesky(damped(moments, _DAMPING))
+    root = None if moments is None else square_root(moments, DAMPING)
     energies: Tensor = torch.linalg.svdvals(wide if root is None else wide @ root).square()
     return energies

@@ -1,9 +1,10 @@
-"""Store the weights of layers in a compressed format: each becomes the expression that decodes it.
+"""Store the weights of layers and embeddings in a compressed format: each becomes the expression that decodes it.
 
     w  ->  decode(encode(w)), the decoding as operators over the stored parts (see graphc.formats)
 
 Activations stay as they are. A convolution's weight is stored as the matrix [O, C * taps]. With `data` the second
 moments of the layers' inputs are measured first, and formats make small what the layers' outputs lose (graphc.moments).
+An embedding gives a row of its weight as it is, so each element's error counts alike: its moments are the identity.
 
 before:
 graph example((%x,), {}) {
@@ -28,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -40,7 +41,8 @@ from graphc.moments import second_moments
 from graphc.pipeline import Pass, PassContext
 
 aten = torch.ops.aten
-LAYERS = (aten.convolution.default, aten.linear.default)
+# What reads a stored weight [rows, ...] -> its place among the arguments.
+READERS: dict[Any, int] = {aten.convolution.default: 1, aten.linear.default: 1, aten.embedding.default: 0}
 Unfit = Literal["error", "keep"]
 
 
@@ -70,13 +72,13 @@ class Compress(Pass):
         """What `run` gives with these moments."""
         result = graph.clone()
         layers = [node for node in result.calls if self._takes(result, node)]
-        matrices = (result.weights[str(node.args[1].target)].detach().flatten(1) for node in layers)  # type: ignore[union-attr]
+        matrices = (result.weights[weight_name(node)].detach().flatten(1) for node in layers)
         chosen = formats.parse(self.format).fitted(matrices)
         expressions: dict[str, fx.Node] = {}  # of weights that several layers share
         for number, layer in enumerate(layers):
             ctx.progress("compressing", number, len(layers))
             args = arguments(layer)
-            name = str(args[1].target)
+            name = weight_name(layer)
             if name not in expressions:
                 try:
                     with result.at(layer):
@@ -85,7 +87,7 @@ class Compress(Pass):
                     if self.unfit == "error":
                         raise
                     continue
-            args[1] = expressions[name]
+            args[READERS[layer.target]] = expressions[name]
             layer.args = tuple(args)
         if not expressions:
             return graph
@@ -94,20 +96,31 @@ class Compress(Pass):
         return result
 
     def _takes(self, graph: Graph, node: fx.Node) -> bool:
-        if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
+        if not takes(graph, node) or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
             return False
-        if self.layers and not any(fnmatch(node.meta["path"], pattern) for pattern in self.layers):
-            return False
-        weight = graph.weight(node.args[1])
-        return weight is not None and weight.dtype == torch.float32
+        return not self.layers or any(fnmatch(node.meta["path"], pattern) for pattern in self.layers)
+
+
+def takes(graph: Graph, node: fx.Node) -> bool:
+    """Whether a node is a layer or an embedding with a stored f32 weight."""
+    weight = graph.weight(node.args[READERS[node.target]]) if node.target in READERS else None
+    return weight is not None and weight.dtype == torch.float32
+
+
+def weight_name(layer: fx.Node) -> str:
+    """The weight of a node that `takes` names."""
+    return str(layer.args[READERS[layer.target]].target)  # type: ignore[union-attr]
 
 
 def _moments(graph: Graph, layers: list[fx.Node], ctx: PassContext) -> dict[str, Tensor]:
-    """By weight: the mean over the layers that share it."""
+    """By weight: the mean over the layers that share it; the identity where only embeddings read it."""
     found = second_moments(graph, layers, ctx)
     shared: dict[str, list[Tensor]] = {}
     for layer, moments in found.items():
-        shared.setdefault(str(layer.args[1].target), []).append(moments)  # type: ignore[union-attr]
+        shared.setdefault(weight_name(layer), []).append(moments)
+    for layer in layers:
+        if layer.target is aten.embedding.default and weight_name(layer) not in shared:
+            shared[weight_name(layer)] = [torch.eye(graph.weights[weight_name(layer)].shape[1], dtype=torch.float64)]
     return {name: torch.stack(several).mean(0) if len(several) > 1 else several[0] for name, several in shared.items()}
 
 

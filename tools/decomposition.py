@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 
 from graphc import formats
-from graphc.encoding.compensation import damped
+from graphc.encoding.compensation import square_root
 from graphc.expressions import Product, Sum
 from graphc.formats import Format
 from graphc.formats.binary import Binary
 from graphc.formats.linear import Linear
-from graphc.formats.low_rank import LowRank
+from graphc.formats.low_rank import DAMPING, LowRank
 from graphc.formats.unstructured import Unstructured
 from graphc.graph import arguments
 from graphc.moments import loss
 from graphc.passes.compensate import Compensate
-from graphc.passes.compress import LAYERS
+from graphc.passes.quantize import LAYERS
 from graphc.pipeline import PassContext
 from graphc.progress import Progress
 from graphc.tools import statement
@@ -141,7 +141,7 @@ def compensation(network: Network, bits: int, show: Progress) -> Figures:
 def _residual(layer: Layer, base: Format) -> tuple[Tensor, Tensor]:
     """Squared singular values of the rounding error, plain and whitened."""
     error = (layer.weight - encoded(base, layer, None)[0]).double()
-    root = torch.linalg.cholesky(damped(layer.given, 1e-5))
+    root = square_root(layer.given, DAMPING)
     return torch.linalg.svdvals(error).square(), torch.linalg.svdvals(error @ root).square()
 
 

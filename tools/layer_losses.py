@@ -17,7 +17,7 @@ from graphc.calibration import batches
 from graphc.formats import Format
 from graphc.graph import Graph
 from graphc.moments import loss, second_moments
-from graphc.passes.compress import LAYERS
+from graphc.passes.quantize import LAYERS
 from graphc.pipeline import CLEAN, PassContext, Pipeline
 from graphc.progress import Progress
 from graphc.tools.zoo.catalog import MODELS, Entry

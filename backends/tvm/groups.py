@@ -19,7 +19,7 @@ from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
 from graphc.backends.tvm.index_functions.views import VIEWS
 from graphc.backends.tvm.operations import name_of, operands, shape_of
 from graphc.backends.tvm.pointwise import POINTWISE
-from graphc.backends.tvm.weight_formats import absorbed, hidden
+from graphc.backends.tvm.weight_formats import absorbed, hidden, looked_up
 from graphc.graph import Graph, is_item
 
 
@@ -104,6 +104,7 @@ def partition(graph: Graph) -> list[Group]:
         bags.setdefault(node if number is None or node in at_load else number, []).append(node)
     results = set(graph.output.args[0])  # type: ignore[arg-type]
     split = [group for bag in bags.values() for group in _split(bag, results)]
+    split = [[*(decoding for node in nodes for decoding in looked_up(node)), *nodes] for nodes in split]
     groups = [Group(tuple(nodes), nodes[-1] in at_load, absorbed=absorbed(nodes)) for nodes in split]
     groups += [Group(chain, chain[-1] in at_load, also=chain[-2:-1]) for chain in tables]
     order = {node: position for position, node in enumerate(graph)}

@@ -1,7 +1,7 @@
 """Stored weights that kernels read as they are: the decoding expressions that a layer's kernel takes in.
 
-The nodes of such an expression are absorbed: they belong to the layer's group, and no dense weight exists anywhere. All
-other decodings are computed once, at load.
+The nodes of such an expression are absorbed: they belong to the layer's group, and no dense weight exists anywhere. An
+embedding decodes the rows that it looks up. All other decodings are computed once, at load.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from graphc import formats
-from graphc.backends.tvm.operations import arguments, name_of, shape_of
+from graphc.backends.tvm.evaluate import INDEX_FUNCTIONS
+from graphc.backends.tvm.operations import arguments, name_of, operands, shape_of
 from graphc.formats.binary import Binary
 from graphc.formats.block_sparse import BlockSparse
 from graphc.formats.linear import Linear
@@ -110,6 +111,22 @@ def compressed(node: fx.Node) -> CompressedLinear | None:
     return CompressedLinear(weight, activation)
 
 
+def looked_up(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The decoding of an embedding's weight, where each element can be computed from its index alone."""
+    if name_of(node) != "aten.embedding.default":
+        return ()
+    found: dict[fx.Node, None] = {}
+
+    def visit(value: fx.Node) -> bool:
+        if value.op == "get_attr":
+            return True
+        whole = value.op == "call_function" and name_of(value) in INDEX_FUNCTIONS and all(map(visit, operands(value)))
+        found[value] = None
+        return whole
+
+    return tuple(found) if visit(arguments(node)["weight"]) else ()
+
+
 def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
     """The decodings that the kernel of a group computes on the way."""
     return tuple(value for node in nodes if (found := compressed(node)) is not None for value in found.nodes)
@@ -117,7 +134,8 @@ def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
 
 def hidden(graph: Graph) -> set[fx.Node]:
     """The decodings that nobody needs beside the layers that absorb them."""
-    layers = {node: found.nodes for node in graph.calls if (found := compressed(node)) is not None}
+    layers = {node: looked_up(node) for node in graph.calls}
+    layers |= {node: found.nodes for node in graph.calls if (found := compressed(node)) is not None}
     absorbable = {node for nodes in layers.values() for node in nodes}
     result: set[fx.Node] = set()
     for node in reversed(graph.calls):

@@ -17,7 +17,7 @@ from graphc.analysis.items import Item, items
 from graphc.errors import FormatError
 from graphc.graph import Graph, concrete
 from graphc.parallel import spread
-from graphc.passes.compress import Compress, Unfit
+from graphc.passes.compress import READERS, Compress, Unfit, takes, weight_name
 from graphc.passes.separate_convolutions import SeparateConvolutions
 from graphc.pipeline import Pass, PassContext
 from graphc.target import Target
@@ -139,8 +139,8 @@ def _compressed(
     sources = {node.name: node for node in compressed}
     expressions = {}
     for node in graph.calls:
-        if len(node.args) > 1 and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr":
-            expressions[str(node.args[1].target)] = sources[node.name].args[1]
+        if takes(graph, node):
+            expressions[weight_name(node)] = sources[node.name].args[READERS[node.target]]
     found = {}
     for item in wanted:
         made = {name: expressions[name] for name in item.weights}

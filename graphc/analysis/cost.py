@@ -18,6 +18,7 @@ from graphc.analysis.candidates import FLOAT, SEPARABLE, Candidates, Key
 from graphc.cost import macs
 from graphc.formats.low_rank import LowRank
 from graphc.graph import Graph
+from graphc.passes.compress import takes
 from graphc.target import Target
 from graphc.tensor_type import TensorType, evaluate, symbol
 
@@ -52,7 +53,7 @@ def costs(graph: Graph, found: Candidates, roofline: Roofline) -> dict[Key, Cost
     """The cost of every candidate; `roofline` is `Roofline.of(target)`, or what was measured.
 
     A linear layer's low-rank factors are multiplied one after the other (`split_low_rank`), where that is less work; a
-    separable convolution is a depthwise and a pointwise one.
+    separable convolution is a depthwise and a pointwise one. Of an embedding's weight the rows that are looked up move.
     """
     nodes: dict[str, list[fx.Node]] = {}
     for node in graph.calls:
@@ -61,7 +62,14 @@ def costs(graph: Graph, found: Candidates, roofline: Roofline) -> dict[Key, Cost
     for (name, text), candidate in found.items():
         layers = [node for path in found.item(name).layers for node in nodes[path] if macs(graph, node)]
         work = sum(_macs(graph, node, text) for node in layers)
-        moved = candidate.bytes + sum(_bytes(graph, node) + _bytes(graph, node.args[0]) for node in layers)
+        moved = sum(_bytes(graph, node) + _bytes(graph, node.args[0]) for node in layers)
+        if layers:
+            moved += candidate.bytes
+        else:
+            looked_up = sum(
+                _bytes(graph, node) for path in found.item(name).layers for node in nodes[path] if takes(graph, node)
+            )
+            moved += round(looked_up * (1 + candidate.bytes / found[name, FLOAT].bytes))
         result[name, text] = Cost(work, candidate.bytes, max(work / roofline.macs, moved / roofline.bytes))
     return result
 

@@ -1,14 +1,13 @@
-"""The layers that one choice of format is made for."""
+"""The layers and embeddings that one choice of format is made for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from graphc.graph import Graph
-from graphc.passes.compress import LAYERS
+from graphc.passes.compress import READERS, takes, weight_name
 from graphc.passes.fuse_operators import FuseOperators
 from graphc.pipeline import PassContext
 
@@ -28,10 +27,9 @@ class Item:
 def items(graph: Graph) -> tuple[Item, ...]:
     """All items, in the graph's order: layers of one path, of one weight, or of one fused group belong together.
 
-    A weight that is read in another way too, such as an embedding that is also the last layer, would be stored twice:
-    what reads it stays as it is.
+    A weight that is read in another way too would be stored twice: what reads it stays as it is.
     """
-    layers = [node for node in graph.calls if _takes(graph, node)]
+    layers = [node for node in graph.calls if takes(graph, node)]
     groups = {node.name: node.meta["group"] for node in FuseOperators().run(graph, PassContext())}
     parents = {node: node for node in layers}
 
@@ -42,7 +40,7 @@ def items(graph: Graph) -> tuple[Item, ...]:
 
     first: dict[tuple[str, object], fx.Node] = {}
     for node in layers:
-        keys: list[tuple[str, object]] = [("weight", _weight(node)), ("path", node.meta["path"])]
+        keys: list[tuple[str, object]] = [("weight", weight_name(node)), ("path", node.meta["path"])]
         if groups.get(node.name) is not None:
             keys.append(("group", groups[node.name]))
         for key in keys:
@@ -54,22 +52,13 @@ def items(graph: Graph) -> tuple[Item, ...]:
         str(used.target)
         for node in graph
         for used in node.all_input_nodes
-        if used.op == "get_attr" and (node not in parents or node.args[1] is not used)
+        if used.op == "get_attr" and (node not in parents or node.args[READERS[node.target]] is not used)
     }
     return tuple(
         Item(
             tuple(dict.fromkeys(node.meta["path"] for node in nodes)),
-            tuple(dict.fromkeys(_weight(node) for node in nodes)),
+            tuple(dict.fromkeys(weight_name(node) for node in nodes)),
         )
         for nodes in members.values()
-        if not elsewhere.intersection(map(_weight, nodes))
+        if not elsewhere.intersection(map(weight_name, nodes))
     )
-
-
-def _takes(graph: Graph, node: fx.Node) -> bool:
-    weight = graph.weight(node.args[1]) if node.target in LAYERS else None
-    return weight is not None and weight.dtype == torch.float32
-
-
-def _weight(node: fx.Node) -> str:
-    return str(node.args[1].target)  # type: ignore[union-attr]

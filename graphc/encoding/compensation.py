@@ -11,6 +11,7 @@ some of its weights. Columns are taken in blocks, whose effect on later blocks i
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ DAMPING = 0.01
 Final = Callable[[int, Tensor], Tensor]
 Settle = Callable[[Tensor, Tensor, Tensor], Final]
 
-# By moments, as long as these are there: the factor takes longer than the columns, and is one for all formats.
-_FACTORS: MutableMapping[Tensor, dict[tuple[float, bool], tuple[Tensor, Tensor]]] = WeakTensorKeyDictionary()
+# By moments, as long as these are there: factoring takes longer than the columns, and serves all formats.
+_KNOWN: MutableMapping[Tensor, dict[tuple[Any, ...], Any]] = WeakTensorKeyDictionary()
 
 
 def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
@@ -36,23 +37,27 @@ def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
     return wide + damping * size * torch.eye(len(wide), dtype=torch.float64)
 
 
-def upper_factor(matrix: Tensor) -> Tensor:
-    """U, upper triangular, with matrix = U U^T."""
-    factor: Tensor = torch.linalg.cholesky(matrix.flip(0, 1)).flip(0, 1)
-    return factor
+def square_root(moments: Tensor, damping: float) -> Tensor:
+    """U, f64 and upper triangular, with U U^T the damped moments: errors E cost |E U|^2."""
+    known = _KNOWN.setdefault(moments, {})
+    if (damping,) not in known:
+        known[(damping,)] = torch.linalg.cholesky(damped(moments, damping).flip(0, 1)).flip(0, 1)
+    result: Tensor = known[(damping,)]
+    return result
 
 
 def _factored(moments: Tensor, damping: float, sort: bool) -> tuple[Tensor, Tensor]:
     """The order of the columns, and R of G with its columns and rows so: f32 [columns, columns]."""
-    known = _FACTORS.setdefault(moments, {})
+    known = _KNOWN.setdefault(moments, {})
     if (damping, sort) not in known:
         places = torch.arange(len(moments))
         if sort:
             places = moments.diagonal().argsort(descending=True, stable=True)
-        upper = upper_factor(damped(moments, damping)[places][:, places])
-        identity = torch.eye(len(moments), dtype=torch.float64)
-        known[damping, sort] = places, torch.linalg.solve_triangular(upper, identity, upper=True).to(torch.float32)
-    return known[damping, sort]
+        upper = square_root(moments[places][:, places] if sort else moments, damping)
+        # Damped, the factor is well-conditioned enough to be inverted in f32.
+        known[damping, sort] = places, torch.linalg.solve_triangular(upper.float(), torch.eye(len(upper)), upper=True)
+    result: tuple[Tensor, Tensor] = known[damping, sort]
+    return result
 
 
 def compensated(
@@ -65,18 +70,19 @@ def compensated(
     """
     columns = weight.shape[1]
     places, factor = _factored(moments, damping, sort)
-    w = weight.to(torch.float32)[:, places].clone()
+    rows = weight.to(torch.float32)[:, places].t().contiguous()  # a row for each column: what is settled lies together
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block, errors = w[:, start:stop], torch.zeros(len(w), stop - start)
+        block, own = rows[start:stop], factor[start:stop, start:stop]
+        errors = torch.zeros_like(block)
         final: Final | None = None
-        for i in range(stop - start):
+        for i, column in enumerate(block):
             if final is None or i % step == 0:
                 first, here = i, slice(start + i, min(start + i + step, stop))
-                final = settle(w[:, here], places[here], factor[here, here])
-            settled = final(i - first, block[:, i])
-            errors[:, i] = (block[:, i] - settled) / factor[start + i, start + i]
-            block[:, i + 1 :] -= torch.outer(errors[:, i], factor[start + i, start + i + 1 : stop])
-            block[:, i] = settled
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
-    return w[:, places.argsort()]
+                final = settle(rows[here].t(), places[here], factor[here, here])
+            settled = final(i - first, column)
+            errors[i] = (column - settled) / own[i, i]
+            column.copy_(settled)
+            block[i + 1 :].addr_(own[i, i + 1 :], errors[i], alpha=-1)
+        rows[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return rows[places.argsort()].t().contiguous()

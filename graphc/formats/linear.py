@@ -134,10 +134,10 @@ class Linear(Format):
             return adaptive_codes(weight, moments, each, self.iterations)
 
         def rounded(w: Tensor, columns: Tensor, factor: Tensor) -> Final:
-            here = Grid(each.scale[:, columns], each.zero[:, columns], each.top)
+            scale, zero = each.scale[:, columns].t().contiguous(), each.zero[:, columns].t().contiguous()
 
             def final(i: int, column: Tensor) -> Tensor:
-                one = Grid(here.scale[:, i], here.zero[:, i], here.top)
+                one = Grid(scale[i], zero[i], each.top)
                 return one.decode(one.codes(column))
 
             return final

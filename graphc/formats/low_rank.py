@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from graphc.encoding.compensation import damped
+from graphc.encoding.compensation import square_root
 from graphc.errors import FormatError
 from graphc.formats import Format, Shape, Stored
 from graphc.formats.linear import Linear
 from graphc.graph import Graph, arguments
 
 aten = torch.ops.aten
-_DAMPING = 1e-5  # of the moments, so that they can be factored
+DAMPING = 1e-5  # of the moments, so that they can be factored
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class LowRank(Format):
         w = weight.to(torch.float32)
         whitening = None
         if moments is not None:
-            whitening = torch.linalg.cholesky(damped(moments, _DAMPING))
-            w = (w.to(torch.float64) @ whitening).to(torch.float32)
+            whitening = square_root(moments, DAMPING)
+            w = w @ whitening.to(torch.float32)
         left, right = self._factors(w)
         if whitening is not None:
-            right = torch.linalg.solve_triangular(whitening, right.to(torch.float64), upper=False, left=False)
+            right = torch.linalg.solve_triangular(whitening, right.to(torch.float64), upper=True, left=False)
         factors = {"left": left.contiguous(), "right": right.to(torch.float32).contiguous()}
         if self.factors == "f32":
             return factors

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import graphc
+from graphc.analysis import SENSITIVITIES
 from graphc.analysis.candidates import FLOAT, SEPARABLE, Candidates, candidates, compressing
 from graphc.analysis.cost import Roofline, costs
 from graphc.analysis.items import items
@@ -22,26 +23,45 @@ from graphc.text import dump
 
 
 class Tied(nn.Module):
-    """`first` runs twice, `second` and `third` share a weight, `table` is embedding and last layer."""
+    """`first` runs twice, `second` and `third` share a weight, `table` is the embedding and the last layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = nn.Embedding(10, 8)
+        self.table, self.places = nn.Embedding(10, 8), nn.Embedding(3, 8)
         self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
         self.third.weight = self.second.weight
         self.last = nn.Linear(8, 10, bias=False)
         self.last.weight = self.table.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(self.first(self.table(x)))
+        y = self.first(self.first(self.table(x) + self.places(torch.arange(3)) + self.places.weight))
         return self.last(self.third(self.second(y)))  # type: ignore[no-any-return]
 
 
-def test_layers_of_one_weight_or_path_are_one_item_and_tied_embeddings_none() -> None:
+def test_layers_of_one_weight_or_path_are_one_item_and_weights_read_otherwise_none() -> None:
     graph = graphc.trace(Tied(), (torch.zeros(2, 3, dtype=torch.int64),))
     found = items(graph)
-    assert [item.layers for item in found] == [("first",), ("second", "third")]
-    assert len(found[1].weights) == 1
+    assert [item.layers for item in found] == [("table", "last"), ("first",), ("second", "third")]
+    assert [len(item.weights) for item in found] == [1, 1, 1]
+
+
+def test_an_embedding_competes_in_every_format_and_its_rows_count_alike() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(40, 8), nn.Linear(8, 4)).eval()
+    ctx = PassContext(calibration=[[torch.randint(0, 40, (2, 5))] for _ in range(3)])
+    graph = graphc.trace(model, (ctx.calibration[0][0],))
+    by_moments = "linear(bits=4,range=mse,rounding=gptq)"
+    found = candidates(graph, ["linear", by_moments, "linear(bits=4,range=mse)", "vector(d=2,codewords=16)"], ctx)
+    assert {text for name, text in found if name == "0"} == {FLOAT, *found.formats}
+    plain = found["0", "linear(bits=4,range=mse)"].weights
+    assert all(torch.equal(weight, plain[name]) for name, weight in found["0", by_moments].weights.items())
+    losses = SENSITIVITIES["fisher"](graph, found, ctx)
+    assert losses["0", by_moments] > losses["0", "linear"] > losses["0", FLOAT] == 0
+    cost = costs(graph, found, Roofline(macs=1e9, bytes=1e9))
+    assert cost["0", by_moments].macs == 0
+    # Ten rows are looked up, and written in f32.
+    assert cost["0", FLOAT].seconds == pytest.approx(10 * 8 * 4 * 2 / 1e9)
+    assert cost["0", "linear"].seconds < cost["0", FLOAT].seconds
 
 
 def test_layers_of_one_fused_group_are_one_item(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+import graphc
+from graphc.backends.tvm import lower
 from graphc.operators.weights import pack
+from graphc.pipeline import Pipeline
+from graphc.target import Target
 
 ops = torch.ops.graphc
 torch.manual_seed(0)
@@ -48,3 +52,45 @@ RTOL = ATOL = 0.0
 @pytest.mark.parametrize("name", CASES)
 def test_is_equal_to_the_reference(suite, name, target):
     suite.check(name, target)
+
+
+LOOKED_UP = [
+    *(f"linear(bits={bits},group=16)" for bits in (2, 3, 4, 8)),
+    *(f"vector(d={d},codewords=16)" for d in (1, 3)),
+    "vector(scale=false)",
+    "binary",
+    "sparse(values=int8)",
+    "linear(bits=2) + vector(d=4)",
+]
+
+
+@pytest.mark.parametrize("text", [*LOOKED_UP, "low_rank(rank=3)"])
+@pytest.mark.parametrize("target", ["host", "arm64:cortex-a76"])
+def test_an_embedding_decodes_the_rows_that_it_looks_up(text, target, check):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 48)).eval()
+    x = torch.tensor([[0, 49, 7], [7, 1, 48]])
+    graph = Pipeline(f'compress{{format="{text}"}}').run(graphc.trace(model, (x,)))
+    check(graph, [x], target=target, rtol=1e-6, atol=1e-6)
+    program = lower(graph, Target.parse(target))
+    whole = text not in LOOKED_UP  # products of matrices are computed for all rows, at load
+    assert (program.plan["init_steps"] > 0) == whole
+    assert len(program.weights) < 50 * 48 * 4
+
+
+def test_a_tied_weight_serves_the_embedding_and_the_layer(check):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.last = nn.Embedding(64, 64), nn.Linear(64, 64, bias=False)
+            self.last.weight = self.table.weight
+
+        def forward(self, x):
+            return self.last(self.table(x))
+
+    x = torch.tensor([3, 63, 0])
+    graph = Pipeline('compress{format="linear(bits=4,group=32)"}').run(graphc.trace(Tied().eval(), (x,)))
+    check(graph, [x], rtol=1e-5, atol=1e-5)
+    plan = lower(graph, Target.parse("host")).plan
+    assert [step["template"] for step in plan["steps"]] == ["elementwise", "compressed product"]
+    assert plan["init_steps"] == 0
