@@ -1,8 +1,8 @@
 """The search for an artifact that keeps a budget: formats are assigned by predicted losses, bounds judged on artifacts.
 
-With a bound on the metric's drop, the front of best assignments is bisected for the smallest artifact that keeps it, as
-if the drop fell along the front. Whatever it does, what is returned was measured, and has to keep the bounds on the
-held-back data too: from the smallest that was tried, then from further points up the front, the first that does is it.
+With a bound on the metric's drop, sizes are bisected for the smallest whose best assignment keeps it, as if the drop
+fell with size. Whatever it does, what is returned was measured, and has to keep the bounds on the held-back data too:
+from the smallest that was tried, then from ever larger ones, the first that does is it.
 Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers' weights and times
 (code, other weights, other operators) is measured on each artifact, and left to the next; of those that keep the bounds
 the one whose outputs diverge least is best. Where time is bounded, int8 arithmetic for the whole network competes too.
@@ -29,7 +29,7 @@ from graphc.pipeline import PRESETS, PassContext, Pipeline
 
 Build = Callable[[Pipeline], tuple[Artifact, Graph]]
 
-_POINTS = 24  # of the front that is bisected
+_FINE, _COARSE = 1.02, 1.1  # ratios of sizes: what the front is bisected to, and steps up the front
 _TRIES = 8  # artifacts built at most for bounds on size and latency
 _JUDGED = 4  # calibration batches that tell how far the outputs diverge
 _WHOLE = "int8"  # the preset that competes where time is bounded
@@ -121,28 +121,33 @@ def search(
 
 def _smallest(state: Search) -> Tried | None:
     """The smallest artifact that was found to keep all bounds, on the held-back data too."""
-    budget = state.judge.budget
+    budget, choices = state.judge.budget, state.space.choices
+    time = None if budget.latency is None else budget.latency * 1e6
     try:
-        front = state.space.front(_POINTS, None if budget.latency is None else budget.latency * 1e6)
+        best = integer_program(choices, latency=time)
+        least = integer_program(choices, latency=time, minimize="bytes")
     except BudgetError:  # the layers alone take more time than there is
-        front = [integer_program(state.space.choices, minimize="nanoseconds")]
-    low, high = 0, len(front)  # the first that keeps the bound is in [low, high]
-    while low < high:
-        middle = (low + high) // 2
-        figures = state.attempt(front[middle]).figures
-        if figures.drop is not None and budget.metric_drop is not None and figures.drop <= budget.metric_drop:
-            high = middle
+        best = least = integer_program(choices, minimize="nanoseconds")
+    low, high = least.bytes, best.bytes  # the least size that keeps the bound is between them
+    while high > low * _FINE + 1:
+        middle = max(math.isqrt(low * high), low + 1)
+        tried = integer_program(choices, size=middle, latency=time)
+        drop = state.attempt(tried).figures.drop
+        if drop is not None and budget.metric_drop is not None and drop <= budget.metric_drop:
+            high = min(middle, max(low, tried.bytes))
         else:
-            low = middle + 1
+            low = middle
     for row in state.kept():
         if not (row := state.verify(row)).figures.broken(budget):
             return row
-    for assignment in front[low:]:  # the drop does not fall along the front, or is another on the held-back data
-        if str(assignment) not in state.tried:
-            row = state.attempt(assignment)
-            if not row.figures.broken(budget) and not (row := state.verify(row)).figures.broken(budget):
-                return row
-    return None
+    size = high
+    while True:  # the drop does not fall along the front, or is another on the held-back data
+        size = min(math.ceil(size * _COARSE), best.bytes)
+        row = state.attempt(best if size == best.bytes else integer_program(choices, size=size, latency=time))
+        if not row.figures.broken(budget) and not (row := state.verify(row)).figures.broken(budget):
+            return row
+        if size == best.bytes:
+            return None
 
 
 def _nearest(state: Search) -> Tried | None:
