@@ -25,6 +25,7 @@ from graphc.cost import macs
 from graphc.errors import BudgetError
 from graphc.frontends import trace
 from graphc.graph import Graph, is_item
+from graphc.memory import kept_memory
 from graphc.operators import DECODINGS
 from graphc.pipeline import PassContext, PassFailure, Pipeline, Watch, pipeline
 from graphc.program import Program
@@ -88,7 +89,7 @@ def compile(
     resolved = Target.parse(target)
     searching = budget is not None and calibration is not None and pipeline is None
     passes = _pipeline(pipeline, calibration)
-    with terminal(progress) as show:
+    with terminal(progress) as show, kept_memory():
         show("tracing", 0, 1)
         source = trace(model, example_inputs, example_kwargs, dynamic_shapes, name)
         verify(source)

@@ -28,6 +28,7 @@ from graphc.cost import macs
 from graphc.errors import GraphcError
 from graphc.frontends import trace
 from graphc.graph import Graph
+from graphc.memory import kept_memory
 from graphc.parallel import spread
 from graphc.passes.recover import Recover
 from graphc.pipeline import CLEAN, FINISH, Pass, PassContext, Pipeline
@@ -188,7 +189,7 @@ def explore(
     many as are quick. The metric is measured in torch, which the compiled artifact agrees with.
     """
     resolved = Target.parse(target)
-    with terminal(progress) as show:
+    with terminal(progress) as show, kept_memory():
         source = trace(model, example_inputs, example_kwargs, dynamic_shapes)
         data = calibrating.batches(source, calibration)
         ctx = PassContext(resolved, data, metric, None, seed, executor, show)

@@ -67,6 +67,36 @@ class _Reading:
                 yield part.reshape(-1, columns)
 
 
+class _Mean:
+    """The mean of x x^T over vectors x. They wait until there are as many as they have elements: fewer would make less
+    work than adding up their product does."""
+
+    def __init__(self, layer: str) -> None:
+        self._layer, self._waiting, self._rows, self._count = layer, list[Tensor](), 0, 0
+        self._sum = torch.zeros((), dtype=torch.float64)
+
+    def add(self, vectors: Tensor) -> None:
+        self._waiting.append(vectors)
+        self._rows += len(vectors)
+        if self._rows >= min(vectors.shape[1], _ELEMENTS // vectors.shape[1]):
+            self._take()
+
+    def value(self) -> Tensor:
+        """f64 [columns, columns]."""
+        self._take()
+        return self._sum / self._count
+
+    def _take(self) -> None:
+        if not self._waiting:
+            return
+        vectors = torch.cat(self._waiting)
+        product = vectors.t() @ vectors
+        if not product.isfinite().all():
+            raise CalibrationError(f"the input of layer '{self._layer}' is NaN or infinite on the calibration data")
+        self._sum, self._count = self._sum + product.to(torch.float64), self._count + len(vectors)
+        self._waiting, self._rows = [], 0
+
+
 def second_moments(graph: Graph, layers: Iterable[fx.Node], ctx: PassContext) -> dict[fx.Node, Tensor]:
     """G of each layer's input over `ctx.calibration`, f64 [columns, columns], in one run of the graph.
 
@@ -76,20 +106,14 @@ def second_moments(graph: Graph, layers: Iterable[fx.Node], ctx: PassContext) ->
     if not ctx.calibration:
         raise CalibrationError("second moments need calibration data: graphc.compile(..., calibration=batches)")
     readings = {layer: reading for layer in layers if (reading := _Reading.of(layer)) is not None}
-    readers: dict[fx.Node, dict[_Reading, str]] = {}
+    readers: dict[fx.Node, dict[_Reading, _Mean]] = {}
     for layer, reading in readings.items():
-        readers.setdefault(reading.source, {}).setdefault(reading, layer.meta["path"] or layer.name)
-    sums: dict[_Reading, Tensor] = {}
-    counts: dict[_Reading, int] = {}
+        readers.setdefault(reading.source, {}).setdefault(reading, _Mean(layer.meta["path"] or layer.name))
 
     def see(node: fx.Node, value: Any) -> None:
-        for reading, name in readers.get(node, {}).items():
+        for reading, mean in readers.get(node, {}).items():
             for vectors in reading.vectors(value.detach().to(torch.float32)):
-                product = (vectors.t() @ vectors).to(torch.float64)
-                if not product.isfinite().all():
-                    raise CalibrationError(f"the input of layer '{name}' is NaN or infinite on the calibration data")
-                sums[reading] = sums[reading].add_(product) if reading in sums else product
-                counts[reading] = counts.get(reading, 0) + len(vectors)
+                mean.add(vectors)
 
     with fitting_threads(graph), torch.no_grad():
         for number, batch in enumerate(ctx.calibration):
@@ -100,7 +124,7 @@ def second_moments(graph: Graph, layers: Iterable[fx.Node], ctx: PassContext) ->
                     see(node, stored)
             graph.run_flat(batch, see)
             ctx.progress("measuring inputs of layers", number + 1, len(ctx.calibration))
-    means = {reading: total / counts[reading] for reading, total in sums.items()}
+    means = {reading: mean.value() for found in readers.values() for reading, mean in found.items()}
     return {layer: means[reading] for layer, reading in readings.items()}
 
 

@@ -25,6 +25,7 @@ import torch
 
 from graphc.errors import GraphcError, PassError, VerificationError
 from graphc.graph import Graph
+from graphc.memory import kept_memory
 from graphc.target import Target
 from graphc.verifier import verify
 
@@ -116,7 +117,7 @@ class Pipeline:
             if item.fidelity == "lossy" and ctx.original is None:
                 ctx = replace(ctx, original=before)
             try:
-                with _seeded(ctx.seed):
+                with _seeded(ctx.seed), kept_memory():
                     graph = item.run(before, ctx)
                 if graph is not before:
                     verify(graph)

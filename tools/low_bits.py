@@ -2,9 +2,7 @@
 
 Top-1 of the graph in torch, the share of images predicted as the float graph does, and the seconds that it took to get
 there. Calibration and training read images that no benchmark scores. Training goes on from the checkpoint beside
-`--output`. glibc gives large values back to the system each time, and takes them anew: in an environment with
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 the methods that learn take half as long on the larger networks.
-The full runs:
+`--output`. The full runs:
 
     python -m graphc.tools.low_bits --output tools/results/low_bits.json --methods nearest adaround block
     python -m graphc.tools.low_bits resnet20_jpeg --output tools/results/low_bits.json --methods qat float --steps 5000

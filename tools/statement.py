@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphc import container
+from graphc.memory import kept_memory
 from graphc.progress import terminal
 
 _WIDEST, _WIDE = 80, 200  # characters of a cell; of a table that no terminal shows
@@ -95,7 +96,7 @@ def main(
     for name in options.names or figures:
         title = name + apart(options, "limit", *shared)
         known = Known(options.output, title)
-        with terminal() as options.progress:
+        with terminal() as options.progress, kept_memory():
             figures[name](options, known)
         console = Console()
         (console if console.is_terminal else Console(width=_WIDE)).print(table(title, known))

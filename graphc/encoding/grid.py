@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 RATIOS = tuple(1 - step / 40 for step in range(29))  # of the largest value: from all of it to 30 %
+_HELD = 1 << 17  # weights at once: what a cache holds
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ def clipped(grouped: Tensor, grid: Grid, dtype: torch.dtype, weights: Tensor, ov
     Few bits spend their values better where outliers are clipped. grouped: [rows, groups, group]; weights: of the
     squared errors, broadcasts to it; over: the dimensions of a group.
     """
+    rows = max(1, _HELD // grouped[0].numel())
+    if 0 not in over and rows < len(grouped):
+        parts = (
+            clipped(each, Grid(scale, zero, grid.top), dtype, weights, over).scale
+            for each, scale, zero in zip(*(t.split(rows) for t in (grouped, grid.scale, grid.zero)), strict=True)
+        )
+        return Grid(torch.cat(list(parts)), grid.zero, grid.top)
     best, least = grid, torch.full_like(grid.scale, torch.inf)
     for ratio in RATIOS:
         tried = Grid((grid.scale * ratio).to(dtype).to(torch.float32), grid.zero, grid.top)

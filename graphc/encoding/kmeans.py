@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _SEEDING = 1 << 13  # pieces among which k-means++ looks
-_CHUNK = 1 << 10  # pieces whose distances are held at once
+_HELD = 1 << 18  # distances at once: what a cache holds
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Pieces:
     def assigned(self, centres: Tensor) -> Tensor:
         """The centre of each piece, int64 [count]."""
         squares, half = centres.square().t(), centres.square().sum(1) / 2
-        found = []
-        for start in range(0, len(self.values), _CHUNK):
-            values = self.values[start : start + _CHUNK]
-            weights = None if self.weights is None else self.weights[start : start + _CHUNK]
+        found, chunk = [], max(1, _HELD // len(centres))
+        for start in range(0, len(self.values), chunk):
+            values = self.values[start : start + chunk]
+            weights = None if self.weights is None else self.weights[start : start + chunk]
             part = values if weights is None else values * weights
             if self.cosine:
                 size = (2 * half if weights is None else weights @ squares).clamp(min=1e-20).sqrt()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from graphc import container
 from graphc.errors import TrainingError
+from graphc.memory import kept_memory
 from graphc.progress import Progress, silent
 
 Batch = Sequence[Tensor]
@@ -114,6 +115,7 @@ def _mixed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % (1 << 62)
 
 
+@kept_memory()
 def train(
     module: nn.Module,
     loss: Callable[[Batch], Tensor],
