@@ -148,8 +148,10 @@ def compared(one: Row, other: Row, counts: Sequence[int]) -> Row:
     apart = [a - b for a, b in zip(one["NLL of each text"], other["NLL of each text"], strict=True)]
     mean = sum(apart) / sum(counts)
     left = [value - mean * count for value, count in zip(apart, counts, strict=True)]
-    error = statistics.stdev(left) * math.sqrt(len(left)) / sum(counts)
-    return {"NLL/token apart": round(mean, 5), "standard error": round(error, 5)}
+    error = None  # of a single text
+    if len(left) > 1:
+        error = round(statistics.stdev(left) * math.sqrt(len(left)) / sum(counts), 5)
+    return {"NLL/token apart": round(mean, 5), "standard error": error}
 
 
 def checks(rows: Mapping[str, Any], counts: Sequence[int]) -> dict[str, Row]:

@@ -14,9 +14,10 @@ from torch import nn
 import graphc
 from graphc.analysis import SENSITIVITIES
 from graphc.analysis.candidates import FLOAT, candidates
+from graphc.analysis.divergence import divergence
 from graphc.analysis.items import Item
 from graphc.assignment import Assignment, Choice, Option, choices
-from graphc.assignment.gates import gates
+from graphc.assignment.gates import _slopes, gates
 from graphc.assignment.integer_program import integer_program
 from graphc.errors import BudgetError, CalibrationError
 from graphc.graph import Graph
@@ -113,6 +114,26 @@ def test_gates_find_what_the_integer_program_finds(trained: tuple[Graph, PassCon
     best, smallest = integer_program(made, size=size), integer_program(made, minimize="bytes")
     assert chosen.bytes <= size
     assert best.loss <= chosen.loss <= 1.5 * best.loss + 1e-3 * smallest.loss
+
+
+def test_a_gate_from_the_float_weights_sees_the_divergence(trained: tuple[Graph, PassContext]) -> None:
+    """There the slope is nought: what other paths would add is the curvature's, to second order."""
+    graph, ctx = trained
+    found = candidates(graph, ["linear(bits=4)"], ctx)
+    made = choices(found, dict.fromkeys(found, 0.0))
+    drawn = [next(i for i, option in enumerate(choice.options) if option.format == FLOAT) for choice in made]
+    batch, generator = ctx.calibration[0], torch.Generator().manual_seed(0)
+    expected, draws = graph.run_flat(batch), 300
+    added = torch.zeros(len(made))
+    for _ in range(draws):
+        lost, slopes = _slopes(graph, found, made, drawn, batch, expected, generator)
+        assert lost == pytest.approx(0, abs=1e-6)
+        assert all(slope[place] == 0 for slope, place in zip(slopes, drawn, strict=True))
+        added += torch.tensor([float(slope[1 - place]) for slope, place in zip(slopes, drawn, strict=True)]) / draws
+    for choice, mean in zip(made, added.tolist(), strict=True):
+        changed = graph.clone()
+        changed.weights.update(found[choice.item.name, "linear(bits=4)"].weights)
+        assert mean == pytest.approx(float(divergence(expected, changed.run_flat(batch))), rel=0.3)
 
 
 def test_gates_are_the_same_for_a_seed(trained: tuple[Graph, PassContext]) -> None:
