@@ -31,6 +31,8 @@ from graphc.parallel import spread
 from graphc.pipeline import PassContext
 
 DRAWS = 64  # gradients in all; each batch gives at least one
+_TOGETHER = 8  # gradients that are held at once
+_COLUMNS = 1 << 15  # elements of all errors of a weight that a cache holds
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Score:
 
 
 def scores(graph: Graph, found: Candidates, ctx: PassContext, draws: int = DRAWS) -> dict[Key, Score]:
-    """The scores of all candidates from about `draws` gradients over `ctx.calibration`; one job for each batch.
+    """The scores of all candidates from about `draws` gradients over `ctx.calibration`; one job for several batches.
 
     Raises CalibrationError without calibration data. The labels are drawn from `ctx.seed`.
     """
@@ -54,7 +56,8 @@ def scores(graph: Graph, found: Candidates, ctx: PassContext, draws: int = DRAWS
         key: {name: weight - graph.weights[name] for name, weight in found[key].weights.items()}
         for key in found.changed
     }
-    jobs = [(graph, errors, batch, each, ctx.seed + number) for number, batch in enumerate(batches)]
+    starts = range(0, len(batches), _TOGETHER)
+    jobs = [(graph, errors, batches[at : at + _TOGETHER], each, ctx.seed + at) for at in starts]
     made = spread(ctx, "gradients", _products, jobs)
     rows = {(item.name, FLOAT): Score(0.0, 0.0) for item in found.groups}
     for key in errors:
@@ -64,13 +67,55 @@ def scores(graph: Graph, found: Candidates, ctx: PassContext, draws: int = DRAWS
 
 
 def _products(
-    graph: Graph, errors: Mapping[Key, Mapping[str, Tensor]], batch: Sequence[Tensor], draws: int, seed: int
+    graph: Graph, errors: Mapping[Key, Mapping[str, Tensor]], batches: Sequence[Sequence[Tensor]], draws: int, seed: int
 ) -> dict[Key, tuple[float, float]]:
-    """For each candidate the sums of sum (g E)^2 and of <g, E>^2 over the draws from one batch."""
-    generator = torch.Generator().manual_seed(seed)
-    names = sorted({name for error in errors.values() for name in error})
+    """For each candidate the sums of sum (g E)^2 and of <g, E>^2 over the draws from each batch."""
+    readers: dict[str, list[Key]] = {}
+    for key, error in errors.items():
+        for name in error:
+            readers.setdefault(name, []).append(key)
     totals = {key: (0.0, 0.0) for key in errors}
     with fitting_threads(graph):
+        for gradients in _gradients(graph, sorted(readers), batches, draws, seed):
+            diagonal = dict.fromkeys(errors, 0.0)
+            along: dict[Key, Tensor | float] = dict.fromkeys(errors, 0.0)
+            for name, drawn in gradients.items():
+                keys = readers[name]
+                squares, products = _against(drawn, [errors[key][name].flatten() for key in keys])
+                for place, key in enumerate(keys):
+                    diagonal[key] += float(squares[place])
+                    along[key] = along[key] + products[:, place]
+            for key, (first, second) in totals.items():
+                totals[key] = first + diagonal[key], second + float(torch.as_tensor(along[key]).square().sum())
+    return totals
+
+
+def _against(gradients: Tensor, errors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """sum (g E)^2 over all g, f64 [errors], and <g, E>, f64 [gradients, errors], of gradients [gradients, n]. A part of
+    the errors is read once for all gradients: one by one they would wait for memory."""
+    squares = torch.zeros(len(errors), dtype=torch.float64)
+    products = torch.zeros(len(gradients), len(errors), dtype=torch.float64)
+    for start in range(0, gradients.shape[1], _COLUMNS):
+        g = gradients[:, start : start + _COLUMNS]
+        e = torch.stack([error[start : start + _COLUMNS] for error in errors])
+        products += g @ e.t()
+        squares += g.square().sum(0) @ e.square_().t()
+    return squares, products
+
+
+def _gradients(
+    graph: Graph, names: Sequence[str], batches: Sequence[Sequence[Tensor]], draws: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """`draws` gradients from each batch, up to _TOGETHER at a time: f32 [gradients, elements] by weight."""
+    waiting: list[dict[str, Tensor]] = []
+
+    def together() -> dict[str, Tensor]:
+        found = {name: torch.stack([each[name] for each in waiting]) for name in waiting[0]}
+        waiting.clear()
+        return found
+
+    for number, batch in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed + number)
         given, leaves = differentiable(graph, names, batch)
         outputs = [output for output in given if output.requires_grad]
         for draw in range(draws):
@@ -78,14 +123,11 @@ def _products(
             found = torch.autograd.grad(
                 outputs, list(leaves.values()), vectors, retain_graph=draw + 1 < draws, allow_unused=True
             )
-            gradients = {name: g.flatten() for name, g in zip(leaves, found, strict=True) if g is not None}
-            squares = {name: g.square() for name, g in gradients.items()}
-            for key, error in errors.items():
-                present = [(name, part.flatten()) for name, part in error.items() if name in gradients]
-                diagonal = sum(float(squares[name] @ part.square()) for name, part in present)
-                product = sum(float(gradients[name] @ part) for name, part in present)
-                totals[key] = (totals[key][0] + diagonal, totals[key][1] + product**2)
-    return totals
+            waiting.append({name: g.flatten() for name, g in zip(leaves, found, strict=True) if g is not None})
+            if len(waiting) == _TOGETHER:
+                yield together()
+    if waiting:
+        yield together()
 
 
 def differentiable(
