@@ -43,7 +43,8 @@ class Reconstruction:
 @dataclass(frozen=True)
 class Part:
     """Consecutive operators of the quantized graph. inputs: values from before; outputs: values that are read later;
-    both with the float graph's nodes that they stand for, where there are any."""
+    both with the float graph's nodes that they stand for. Of inputs these are of decoded values only: others, such as a
+    mask, may be infinite, and differ by nothing that this part could learn."""
 
     layers: tuple[fx.Node, ...]
     nodes: tuple[fx.Node, ...]
@@ -109,7 +110,8 @@ def parts(model: FakeQuantized, original: Graph, granularity: Literal["layer", "
         nodes = calls[starts[number] : starts[number + 1]]
         inside_nodes = set(nodes)
         read = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside_nodes)
-        inputs = {used: _float(model, used, floats) for used in read if _depends_on_input(used)}
+        varying = [used for used in read if _depends_on_input(used)]
+        inputs = {used: _float(model, used, floats) if used in model.replaced else None for used in varying}
         decodings = [used for used in read if used in model.found]
         outputs = {}
         for node in nodes:

@@ -146,6 +146,25 @@ def test_a_block_is_the_least_module_with_several_layers(small, deep):
     assert [len(part.layers) for part in reconstruction.parts(fake, original, "layer")] == [1] * 10
 
 
+def test_an_infinite_mask_between_parts_is_reconstructed_through():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x, mask):
+            held = torch.zeros_like(mask).masked_fill(mask < 0, -torch.inf)
+            return self.last((self.first(x) + held).softmax(-1)) + held[..., :4].exp()
+
+    torch.manual_seed(0)
+    batches = [[torch.randn(4, 8), torch.randn(4, 8)] for _ in range(3)]
+    original = trace(Masked().eval(), tuple(batches[0]))
+    ctx = PassContext(calibration=batches)
+    learned = Reconstruct(4, edge_bits=2, iterations=20).run(original, ctx)
+    nearest = Quantize(4, edge_bits=2, bias_correction=False).run(original, ctx)
+    assert error(original, learned, batches) <= error(original, nearest, batches)
+
+
 def test_training_helps_and_a_killed_run_goes_on(small, tmp_path):
     original, batches, ctx = small
     quantized = Quantize(2, 2, edge_bits=2).run(original, ctx)
