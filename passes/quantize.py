@@ -35,9 +35,10 @@ graph example((%x,), {}) {
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 
 import torch
 from torch import Tensor, fx
@@ -71,9 +72,10 @@ COMBINING = (aten.add.Tensor, aten.cat.default, aten.mean.dim, aten.avg_pool2d.d
 class Quantize(Pass):
     """Quantize all layers but those whose path matches `exclude` (shell patterns), from `ctx.calibration`.
 
-    bits, activation_bits: of weights, and of the values that they multiply; 2, 3, 4 or 8. Other integer values, such as
-    the terms of a residual sum, have 8. edge_bits: what the first and the last layers have at least, in both (8 as in
-    BRECQ, Li et al., ICLR 2021, and in MQBench).
+    bits, activation_bits: of weights, and of the values that they multiply; 2, 3, 4 or 8. Other readers, such as
+    residual sums, take 8: a value that both read is quantized to 8 bits, and for the layers once more from there.
+    edge_bits: what the first and the last layers have at least, in both (8 as in BRECQ, Li et al., ICLR 2021, and in
+    MQBench).
     """
 
     fidelity = "lossy"
@@ -101,12 +103,8 @@ class Quantize(Pass):
         with fitting_threads(graph):
             observers = self._observe(graph, ctx, set(roots.values()))
             means = self._bias_means(graph, ctx, bits) if self.bias_correction else {}
-        narrow: dict[fx.Node, int] = {}  # the values that weights multiply
-        for layer in layers:
-            wanted = max(self.activation_bits, self.edge_bits if layer in edges else 0)
-            root = roots[layer.args[0]]  # type: ignore[index]
-            narrow[root] = min(narrow.get(root, 8), wanted)
-        return self._rewrite(graph, bits, roots, observers, means, narrow)
+        read = {layer: max(self.activation_bits, self.edge_bits if layer in edges else 0) for layer in layers}
+        return self._rewrite(graph, bits, read, roots, observers, means)
 
     def _takes(self, graph: Graph, node: fx.Node) -> bool:
         if node.target not in LAYERS or any(fnmatch(node.meta["path"], pattern) for pattern in self.exclude):
@@ -172,20 +170,29 @@ class Quantize(Pass):
         self,
         graph: Graph,
         bits: Mapping[fx.Node, int],
+        read: Mapping[fx.Node, int],
         roots: dict[fx.Node, fx.Node],
         observers: dict[fx.Node, Observer],
         means: dict[str, Tensor],
-        narrow: dict[fx.Node, int],
     ) -> Graph:
+        """bits: of the layers' weights; read: of what the layers multiply."""
         result = graph.clone()
         nodes = {node.name: node for node in result}
-        parameters: dict[str, tuple[str, Tensor, Tensor, int]] = {}
+        widest: dict[fx.Node, int] = {}  # that a value of the root is read in
         for value, root in roots.items():
-            if root.name not in parameters:
-                count = narrow.get(root, 8)
-                low, high = interval(observers[root], self.calibration, 1 << count, self.percentile)
-                parameters[root.name] = (root.name, *_activation_parameters(low, high, count), count)
-            _insert(result, nodes[value.name], *parameters[root.name])
+            wanted = (read.get(user, 0 if roots.get(user) is root else 8) for user in value.users)
+            widest[root] = max(widest.get(root, 0), *wanted)
+
+        @cache
+        def parameters(root: fx.Node, count: int) -> tuple[Tensor, Tensor, int]:
+            low, high = interval(observers[root], self.calibration, 1 << count, self.percentile)
+            return *_activation_parameters(low, high, count), count
+
+        for value, root in roots.items():
+            decoded = _insert(result, nodes[value.name], root.name, *parameters(root, widest[root]))
+            for count in sorted({read[user] for user in value.users if user in read} - {widest[root]}):
+                users = [nodes[user.name] for user in value.users if read.get(user) == count]
+                _insert(result, decoded, f"{root.name}.int{count}", *parameters(root, count), users)
         for layer, count in bits.items():
             _quantize_layer(result, nodes[layer.name], means.get(layer.name), count)
         result.drop_unused()
@@ -277,19 +284,29 @@ def _activation_parameters(low: float, high: float, bits: int) -> tuple[Tensor, 
     return scale, torch.tensor(min(max(zero, -half), half - 1), dtype=torch.int32)
 
 
-def _insert(graph: Graph, value: fx.Node, name: str, scale: Tensor, zero: Tensor, bits: int) -> None:
-    """Let all users of a value read it quantized and decoded."""
+def _insert(
+    graph: Graph,
+    value: fx.Node,
+    name: str,
+    scale: Tensor,
+    zero: Tensor,
+    bits: int,
+    users: Sequence[fx.Node] | None = None,
+) -> fx.Node:
+    """Let users of a value, or all of them, read it quantized and decoded: the decoding."""
     after = value.next
     while after.op == "placeholder":
         after = after.next
+    stem = value.name.removesuffix("_decoded")
     with graph.at(after, path=value.meta["path"]):
         stored = graph.add_weight(f"{name}.scale", scale), graph.add_weight(f"{name}.zero_point", zero)
         half = 1 << bits - 1
-        q = graph.call(
-            graphc_ops.quantize.default, value, *stored, None, -half, half - 1, name=f"{value.name}_int{bits}"
-        )
-        decoded = graph.call(graphc_ops.dequantize.default, q, *stored, None, name=f"{value.name}_decoded")
-    value.replace_all_uses_with(decoded, delete_user_cb=lambda user: user is not q)
+        q = graph.call(graphc_ops.quantize.default, value, *stored, None, -half, half - 1, name=f"{stem}_int{bits}")
+        ending = "decoded" if users is None else f"decoded_int{bits}"
+        decoded = graph.call(graphc_ops.dequantize.default, q, *stored, None, name=f"{stem}_{ending}")
+    chosen = set(value.users) - {q} if users is None else set(users)
+    value.replace_all_uses_with(decoded, delete_user_cb=chosen.__contains__)
+    return decoded
 
 
 def _quantize_layer(graph: Graph, layer: fx.Node, mean: Tensor | None, bits: int) -> None:
