@@ -1,8 +1,9 @@
 """The search for an artifact that keeps a budget: formats are assigned by predicted losses, bounds judged on artifacts.
 
 With a bound on the metric's drop, sizes are bisected for the smallest whose best assignment keeps it, as if the drop
-fell with size. Whatever it does, what is returned was measured, and has to keep the bounds on the held-back data too:
-from the smallest that was tried, then from ever larger ones, the first that does is it.
+fell with size. It does so in the large; so the sizes just below are tried as well, for as long as one of the last few
+keeps the bound. What is returned was measured, and has to keep the bounds on the held-back data too: from the smallest
+that was tried, then from ever larger ones, the first that does is it.
 Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers' weights and times
 (code, other weights, other operators) is measured on each artifact, and left to the next; of those that keep the bounds
 the one whose outputs diverge least is best. Where time is bounded, int8 arithmetic for the whole network competes too.
@@ -30,6 +31,7 @@ from graphc.pipeline import PRESETS, PassContext, Pipeline
 Build = Callable[[Pipeline], tuple[Artifact, Graph]]
 
 _FINE, _COARSE = 1.02, 1.1  # ratios of sizes: what the front is bisected to, and steps up the front
+_BELOW, _PATIENCE = 1.04, 3  # steps down from there, and how many in a row may break the bound before that is the end
 _TRIES = 8  # artifacts built at most for bounds on size and latency
 _JUDGED = 4  # calibration batches that tell how far the outputs diverge
 _WHOLE = "int8"  # the preset that competes where time is bounded
@@ -128,15 +130,22 @@ def _smallest(state: Search) -> Tried | None:
         least = integer_program(choices, latency=time, minimize="bytes")
     except BudgetError:  # the layers alone take more time than there is
         best = least = integer_program(choices, minimize="nanoseconds")
+
+    def keeps(assignment: Assignment) -> bool:
+        drop = state.attempt(assignment).figures.drop
+        return drop is not None and budget.metric_drop is not None and drop <= budget.metric_drop
+
     low, high = least.bytes, best.bytes  # the least size that keeps the bound is between them
     while high > low * _FINE + 1:
         middle = max(math.isqrt(low * high), low + 1)
         tried = integer_program(choices, size=middle, latency=time)
-        drop = state.attempt(tried).figures.drop
-        if drop is not None and budget.metric_drop is not None and drop <= budget.metric_drop:
+        if keeps(tried):
             high = min(middle, max(low, tried.bytes))
         else:
             low = middle
+    size, broken = high, 0
+    while broken < _PATIENCE and (size := math.floor(size / _BELOW)) >= least.bytes:
+        broken = 0 if keeps(integer_program(choices, size=size, latency=time)) else broken + 1
     for row in state.kept():
         if not (row := state.verify(row)).figures.broken(budget):
             return row
