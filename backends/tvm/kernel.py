@@ -181,6 +181,7 @@ class Surroundings:
     places: Mapping[fx.Node, Placement]
     weights: Mapping[str, torch.Tensor]
     at_load: frozenset[fx.Node]  # values that depend on weights only
+    looked_up: frozenset[fx.Node]  # stored parts of weights that embeddings read where they lie
     tuned: Mapping[str, Mapping[str, int]]  # template parameters by workload
 
 
@@ -291,6 +292,10 @@ class KernelBuilder:
     def at_load(self, node: fx.Node) -> bool:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""
         return node in self._around.at_load
+
+    def looked_up(self, node: fx.Node) -> bool:
+        """Whether an embedding reads this part of a weight as it is stored: another packing of it is made at load."""
+        return node in self._around.looked_up
 
     def may_overread(self, node: fx.Node, size: int) -> bool:
         """Whether `size` bytes behind the value can be read (nobody says what they hold): it lies in the arena."""

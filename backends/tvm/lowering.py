@@ -67,7 +67,10 @@ def lower(
     ranges = Ranges(graph.symbols)
     unsigned = integer(isa).left == "uint8" and not target.has("amx-int8")  # whose tiles read either sign
     places = arrange(graph, groups, ranges.maximum, unsigned)
-    around = Surroundings(isa, ranges, places, graph.weights, frozenset(weights_only(graph)), tuned or {})
+    around = Surroundings(
+        isa, ranges, places, graph.weights, frozenset(weights_only(graph)), weight_formats.looked_up_parts(graph),
+        tuned or {},
+    )  # fmt: skip
     report = progress or (lambda phase, done, total: None)
 
     steps: list[Step] = []

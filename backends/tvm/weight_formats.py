@@ -127,6 +127,12 @@ def looked_up(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(found) if visit(arguments(node)["weight"]) else ()
 
 
+def looked_up_parts(graph: Graph) -> frozenset[fx.Node]:
+    """The leaves of all such decodings."""
+    inside = (value for node in graph.calls for value in looked_up(node))
+    return frozenset(leaf for value in inside for leaf in operands(value) if leaf.op == "get_attr")
+
+
 def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
     """The decodings that the kernel of a group computes on the way."""
     return tuple(value for node in nodes if (found := compressed(node)) is not None for value in found.nodes)

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import tvm.tirx as tirx
+from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import scalars, weight_formats
 from graphc.backends.tvm.evaluate import At, broadcast
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
-from graphc.backends.tvm.loops import PARALLEL_WORK, unflatten, vector_loop
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, store_vector, vector
+from graphc.backends.tvm.loops import PARALLEL_WORK, nest, unflatten, vector_loop
 from graphc.backends.tvm.operations import arguments, shape_of
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.templates import multiply_accumulate
@@ -54,18 +55,15 @@ def emit(group: Group, k: KernelBuilder) -> None:
     rows = product(shape_of(args["input"])[:-1])
     mac = multiply_accumulate.floating(k.isa)
     width, lanes = mac.width, mac.lanes
-    codes, codebook = k.stored(weight.indices), k.stored(weight.codebook)
-    columns, pieces = codes.shape
+    codebook = k.stored(weight.codebook)
+    columns, pieces = (int(size) for size in shape_of(weight.indices))
     spaces, d = (codebook.shape[0] if codebook.ndim == 3 else 1), codebook.shape[-1]
     run = pieces // spaces  # neighbours that share a codebook
     panels = -(-columns // width)
     together = k.parameter("pieces", max(1, BLOCK // d), sorted({max(1, n // d) for n in (64, 128, 256, 512)}))
     largest = k.ranges.maximum(rows)
     height = min(range(1, mac.rows + 1), key=lambda r: (-(-largest // r), r))
-    padded = np.zeros((panels * width, pieces), np.uint8)
-    padded[:columns] = codes
-    packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
-    indices = k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
+    indices = _indices(k, weight, width)
     scale = None if weight.scale is None else k.constant(k.stored(weight.scale).reshape(-1), "scales of rows")
     decode = _decoder(k, codebook, width)
     # The last tile may overlap the one before it: each has totals of its own.
@@ -120,6 +118,33 @@ def emit(group: Group, k: KernelBuilder) -> None:
                 row = T.Bind(edge(position) + i)
                 at = T.Bind(mine + (position * tall + i if whole else row) * width)
                 vector_loop(k, valid, lanes, lambda lane: store(row, at, lane))  # noqa: B023
+
+
+def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
+    """uint8 [panel, piece, row of the panel], packed at load where the stored ones are there for others anyway."""
+    rows, pieces = (int(size) for size in shape_of(weight.indices))
+    panels = -(-rows // width)
+    stored = weight.indices if weight.indices.op == "get_attr" else weight.indices.args[0]
+    assert isinstance(stored, fx.Node)
+    if not k.looked_up(stored):
+        padded = np.zeros((panels * width, pieces), np.uint8)
+        padded[:rows] = k.stored(weight.indices)
+        packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
+        return k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
+
+    def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
+        at = At(builder, [] if stored is weight.indices else [weight.indices])
+
+        def put(index: list[Expr]) -> None:
+            panel, piece, lane = index
+            row = T.Bind(panel * width + lane)
+            with at.guard(row < rows):
+                T.buffer_store(target, at(weight.indices, [row, piece]), [(panel * pieces + piece) * width + lane])
+
+        nest(builder, [panels, pieces, width], put)
+
+    size = panels * pieces * width
+    return k.packed(Packed(stored, ("panels of codewords", width), size, fill, "uint8"))
 
 
 def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:

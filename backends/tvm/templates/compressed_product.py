@@ -19,9 +19,9 @@ from graphc.backends.tvm import weight_formats
 from graphc.backends.tvm.evaluate import At, broadcast
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer
 from graphc.backends.tvm.loops import PARALLEL_WORK, nest, unflatten, vector_loop
-from graphc.backends.tvm.operations import arguments, shape_of
+from graphc.backends.tvm.operations import arguments, dtype_of, shape_of
 from graphc.backends.tvm.sizes import contiguous, product
 from graphc.backends.tvm.templates.byte_products import byte_product
 from graphc.backends.tvm.templates.compressed_tiles import Activations, Weight, byte_tile, float_tile
@@ -91,31 +91,55 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
 def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, signed: bool) -> Weight:
     """The weight as the kernel reads it. signed: 8-bit codes as int8."""
-    values, scale = k.array(stored.codes), k.array(stored.scale)
+    rows, groups, width = int(shape_of(stored.codes)[0]), depth // stored.group, codes.width
     given = None if stored.zero is None else k.array(stored.zero)
-    assert values is not None and scale is not None
     zero: Array = np.zeros(1, np.int32) if given is None else given.astype(np.int32)
-    if stored.bits < 8:
-        values = torch.ops.graphc.unpack(torch.from_numpy(values), stored.bits, depth).numpy()
-    elif values.dtype == np.int8:
-        values, zero = values.view(np.uint8) ^ 128, zero + 128
+    flip = 0  # of the bits of a stored code
+    if dtype_of(stored.codes) == "int8":
+        flip, zero = flip ^ 128, zero + 128
     if stored.bits == 8 and signed:
-        values, zero = values ^ 128, zero - 128
-    assert values is not None
-    rows, groups = len(values), depth // stored.group
+        flip, zero = flip ^ 128, zero - 128
 
     def by_panel(array: Array, note: str) -> tirx.Buffer:
         """[rows, groups], or what broadcasts to it, as [panel, group, row of the panel]; a single value as it is."""
         if array.size > 1:
-            padded = np.zeros((-(-rows // codes.width) * codes.width, groups), array.dtype)
+            padded = np.zeros((-(-rows // width) * width, groups), array.dtype)
             padded[:rows] = array
-            array = padded.reshape(-1, codes.width, groups).transpose(0, 2, 1)
+            array = padded.reshape(-1, width, groups).transpose(0, 2, 1)
         return k.constant(array.reshape(-1), f"{stored.codes.name}: {note}")
 
-    packed = k.constant(codes.pack(values).reshape(-1), f"{stored.codes.name} in panels of {codes.width}")
-    scales = by_panel(scale, "scales")
+    scale = k.array(stored.scale)
+    assert scale is not None
     zeros = int(zero.ravel()[0]) if zero.size == 1 else by_panel(zero.astype(np.int8 if signed else np.uint8), "zeros")
+    packed, scales = _codes(k, stored, codes, depth, flip), by_panel(scale, "scales")
     return Weight(codes, packed, scales, scale.size == 1, zeros, stored.group, depth, k.isa.target)
+
+
+def _codes(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, flip: int) -> tirx.Buffer:
+    """The codes in panels, their bits flipped; packed at load where the stored ones are there for others anyway."""
+    values = k.array(stored.codes)
+    assert values is not None
+    rows = len(values)
+    if not k.looked_up(stored.codes):
+        if stored.bits < 8:
+            values = torch.ops.graphc.unpack(torch.from_numpy(values), stored.bits, depth).numpy()
+        packed = codes.pack(values.view(np.uint8) ^ flip)
+        return k.constant(packed.reshape(-1), f"{stored.codes.name} in panels of {codes.width}")
+    *unpacked, _ = stored.nodes
+
+    def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
+        at = At(builder, unpacked)
+
+        def code(row: Expr, column: Expr, inside: Expr) -> Expr:
+            with at.guard(inside):
+                value = at(unpacked[0] if unpacked else stored.codes, [row, column])
+            value = T.reinterpret("uint8", value) if dtype_of(stored.codes) == "int8" else value
+            return T.bitwise_xor(value, T.uint8(flip)) if flip else value
+
+        codes.emit_pack(builder, target, rows, depth, code)
+
+    size = codes.bytes_of(rows, depth)
+    return k.packed(Packed(stored.codes, ("panels", codes, flip), size, fill, "uint8"))
 
 
 def _activations(

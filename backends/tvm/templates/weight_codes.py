@@ -8,6 +8,7 @@ times `lanes` rows, and columns are padded to whole units, rows to whole panels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm.kernel import Expr, vector
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, vector
+from graphc.backends.tvm.loops import nest
 from graphc.backends.tvm.weight_formats import FIELDS, unit
 
 Array = np.ndarray[Any, Any]
+Code = Callable[[Expr, Expr, Expr], Expr]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Codes:
         """Bytes of a unit, all vectors of rows."""
         return self.vectors * self.registers * self.lanes * 4
 
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """Bytes of a packed matrix."""
+        return -(-rows // self.width) * -(-columns // self.unit) * self.unit_bytes
+
     def pack(self, codes: Array) -> Array:
         """uint8 [rows, columns] -> uint8 [panels, units, vectors, registers, lanes, 4]."""
         rows, columns = codes.shape
@@ -65,6 +72,31 @@ class Codes:
             low += field
         registers = np.concatenate(fields, axis=-2)  # [panel, vector, lane, unit, register, 4]
         return np.ascontiguousarray(registers.transpose(0, 3, 1, 4, 2, 5))
+
+    def emit_pack(self, k: KernelBuilder, target: tirx.Buffer, rows: int, columns: int, code: Code) -> None:
+        """The same at load: `code(row, column, inside)` is uint8; it counts where `inside` holds."""
+        panels, units = -(-rows // self.width), -(-columns // self.unit)
+        size = self.lanes * 4  # bytes of a register
+
+        def put(index: list[Expr]) -> None:
+            panel, number, v, lane, byte = index
+            row = T.Bind(panel * self.width + v * self.lanes + lane)
+            start = T.Bind(((panel * units + number) * self.vectors + v) * (self.registers * size) + lane * 4 + byte)
+            low, register = 0, 0
+            for field in FIELDS[self.bits]:
+                for first in range(0, self.unit, 32 // field):
+                    whole: Expr = T.uint8(0)
+                    for place in range(8 // field):
+                        column = T.Bind(number * self.unit + first + 4 * place + byte)
+                        inside = T.And(row < rows, column < columns)
+                        part = T.shift_right(code(row, column, inside), T.uint8(low))
+                        part = T.shift_left(T.bitwise_and(part, T.uint8(2**field - 1)), T.uint8(field * place))
+                        whole = T.bitwise_or(whole, T.Select(inside, part, T.uint8(0)))
+                    T.buffer_store(target, whole, [start + register * size])
+                    register += 1
+                low += field
+
+        nest(k, [panels, units, self.vectors, self.lanes, 4], put)
 
     def load(self, buffer: tirx.Buffer, start: Expr, v: int) -> list[Expr]:
         """The registers of a unit that begins at byte `start`, for one vector of rows, as int32 lanes."""
