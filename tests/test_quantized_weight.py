@@ -72,3 +72,29 @@ def test_the_artifact_stores_as_many_bits_as_are_asked_for():
             assert f"int{bits}" in {row.format for row in artifact.report().rows}
     assert sizes[8] - sizes[4] >= weights * 0.5 - 128
     assert sizes[8] - sizes[3] >= weights * 0.625 - 192
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last((x + self.inner(x)).relu())
+
+
+def test_a_sum_and_a_layer_read_a_value_in_bits_of_their_own():
+    """In 2 bits throughout the sum would take four values; compiled, it gives the reference's bits."""
+    torch.manual_seed(0)
+    model, batches = Residual().eval(), [torch.randn(1, 4, 6, 6) for _ in range(4)]
+    spec = "canonicalize,quantize{bits=2,activation_bits=2},integer_arithmetic,fuse_operators"
+    artifact = graphc.compile(model, example_inputs=(batches[0],), calibration=batches, pipeline=spec)
+    context = graphc.pipeline.PassContext(calibration=[[batch] for batch in batches])
+    reference = graphc.Pipeline(spec).run(graphc.trace(model, (batches[0],)), context)
+    for batch in batches:
+        assert (artifact.run(batch) == reference.run(batch).numpy()).all()
+    seen = {}
+    reference.run_flat([batches[0]], lambda node, value: seen.setdefault(node.name, value))
+    (narrow, wide) = (seen[name].unique().numel() for name in ("relu_int2", "relu_int8"))
+    assert narrow <= 4 < wide
