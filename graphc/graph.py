@@ -29,7 +29,19 @@ from graphc.operators.inference import infer
 from graphc.structure import Structure
 from graphc.tensor_type import SymbolRange, TensorType, evaluate
 
-_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+
+def _max_pool2d(values: torch.Tensor, *geometry: Any, **named: Any) -> torch.Tensor:
+    if not values.is_floating_point():
+        values = values.contiguous()  # channels last, torch counts what a plane holds in the values' own type
+    result: torch.Tensor = torch.ops.aten.max_pool2d.default(values, *geometry, **named)
+    return result
+
+
+# How torch computes what else it would refuse for its strides, which are no part of the IR.
+_STRIDED: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.max_pool2d.default: _max_pool2d,
+}
 
 
 class Graph:
@@ -223,9 +235,7 @@ class Graph:
                 values[node] = self.weights[str(node.target)]
             elif node.op == "call_function":
                 args, kwargs = concrete((node.args, node.kwargs), values.__getitem__, sizes)
-                # A view is one of values: torch's strides, which it would check, are no part of the IR.
-                function = _RESHAPE if node.target is _VIEW else node.target
-                values[node] = function(*args, **kwargs)
+                values[node] = _STRIDED.get(node.target, node.target)(*args, **kwargs)
                 if observe is not None:
                     observe(node, values[node])
             elif node.op == "output":

@@ -11,7 +11,8 @@ some of its weights. Columns are taken in blocks, whose effect on later blocks i
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from functools import wraps
+from typing import TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +27,23 @@ DAMPING = 0.01
 Final = Callable[[int, Tensor], Tensor]
 Settle = Callable[[Tensor, Tensor, Tensor], Final]
 
-# By moments, as long as these are there: factoring takes longer than the columns, and serves all formats.
-_KNOWN: MutableMapping[Tensor, dict[tuple[Any, ...], Any]] = WeakTensorKeyDictionary()
+Result = TypeVar("Result")
+Options = TypeVarTuple("Options")
+
+
+def _kept(function: Callable[[Tensor, *Options], Result]) -> Callable[[Tensor, *Options], Result]:
+    """The results of a function of moments, for as long as the moments are there: factoring takes longer than settling
+    columns, and serves all formats."""
+    known: MutableMapping[Tensor, dict[tuple[*Options], Result]] = WeakTensorKeyDictionary()
+
+    @wraps(function)
+    def kept(moments: Tensor, *options: *Options) -> Result:
+        results = known.setdefault(moments, {})
+        if options not in results:
+            results[options] = function(moments, *options)
+        return results[options]
+
+    return kept
 
 
 def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
@@ -37,27 +53,22 @@ def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
     return wide + damping * size * torch.eye(len(wide), dtype=torch.float64)
 
 
+@_kept
 def square_root(moments: Tensor, damping: float) -> Tensor:
     """U, f64 and upper triangular, with U U^T the damped moments: errors E cost |E U|^2."""
-    known = _KNOWN.setdefault(moments, {})
-    if (damping,) not in known:
-        known[(damping,)] = torch.linalg.cholesky(damped(moments, damping).flip(0, 1)).flip(0, 1)
-    result: Tensor = known[(damping,)]
-    return result
+    factor: Tensor = torch.linalg.cholesky(damped(moments, damping).flip(0, 1)).flip(0, 1)
+    return factor
 
 
+@_kept
 def _factored(moments: Tensor, damping: float, sort: bool) -> tuple[Tensor, Tensor]:
     """The order of the columns, and R of G with its columns and rows so: f32 [columns, columns]."""
-    known = _KNOWN.setdefault(moments, {})
-    if (damping, sort) not in known:
-        places = torch.arange(len(moments))
-        if sort:
-            places = moments.diagonal().argsort(descending=True, stable=True)
-        upper = square_root(moments[places][:, places] if sort else moments, damping)
-        # Damped, the factor is well-conditioned enough to be inverted in f32.
-        known[damping, sort] = places, torch.linalg.solve_triangular(upper.float(), torch.eye(len(upper)), upper=True)
-    result: tuple[Tensor, Tensor] = known[damping, sort]
-    return result
+    places = torch.arange(len(moments))
+    if sort:
+        places = moments.diagonal().argsort(descending=True, stable=True)
+    upper = square_root(moments[places][:, places] if sort else moments, damping)
+    # Damped, the factor is well-conditioned enough to be inverted in f32.
+    return places, torch.linalg.solve_triangular(upper.float(), torch.eye(len(upper)), upper=True)
 
 
 def compensated(
