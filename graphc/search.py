@@ -143,9 +143,11 @@ def _smallest(state: Search) -> Tried | None:
             high = min(middle, max(low, tried.bytes))
         else:
             low = middle
-    size, broken = high, 0
-    while broken < _PATIENCE and (size := math.floor(size / _BELOW)) >= least.bytes:
-        broken = 0 if keeps(integer_program(choices, size=size, latency=time)) else broken + 1
+    size, broken = math.floor(high / _BELOW), 0
+    while broken < _PATIENCE and size >= least.bytes:
+        tried = integer_program(choices, size=size, latency=time)
+        broken = 0 if keeps(tried) else broken + 1
+        size = min(math.floor(size / _BELOW), tried.bytes - 1)
     for row in state.kept():
         if not (row := state.verify(row)).figures.broken(budget):
             return row

@@ -223,12 +223,12 @@ def test_a_drop_that_falls_with_size_gives_the_least_size_to_two_per_cent(
     assert enough <= found.size.weights <= 1.02 * enough
 
 
-@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize(("place", "below"), [(5, 3), (8, 6), (10, 8), (13, 12)])
 def test_a_smaller_size_that_keeps_the_bound_is_found_below_one_that_breaks_it(
-    front: list[int], share: float, compiled: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
+    front: list[int], place: int, below: int, compiled: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enough = front[int(share * len(front))]
-    island = next(size for size in reversed(front) if size < enough / 1.04)
+    """In places where bisection does not come by."""
+    enough, island = front[place], front[below]
     drop_by_size(monkeypatch, lambda size: 0.0 if size >= enough or abs(size - island) < 8 else 9.0)
     assert abs(compiled(lambda run: 0.0, metric_drop=1.0).size.weights - island) < 8
 
