@@ -1,14 +1,16 @@
-"""Quantization after training beside NNCF and torchao: `python -m graphc.tools.peers [NETWORK ...]`.
+"""Quantization after training beside NNCF, torchao, Neural Compressor: `python -m graphc.tools.peers [NETWORK ...]`.
 
 W8A8, W4A8  all convolutions and linear layers, the first and the last too; a scale for each output channel, activations
             in 8 bits. NNCF: `quantize`, mixed preset, with its fast and with its accurate bias correction; for 4 bits
-            it wants its NPU as target, and runs on this CPU all the same. torchao: PT2E, quantizer for x86
-W8, W4      weights only; in 4 bits a float16 scale for each group of input channels. NNCF: `compress_weights`, which
-            keeps convolutions in 8 bits; linear layers with scale estimation and GPTQ. torchao: `IntxWeightOnlyConfig`,
-            whose groups are of one tap, also in 8 bits; its HQQ takes no convolutions
+            it wants its NPU as target, and runs on this CPU all the same. torchao: PT2E, quantizer for x86. Neural
+            Compressor: `StaticQuantConfig`, 8 bits only
+W8          weights only, a scale for each output channel. NNCF: `compress_weights`
+W8g, W4     weights only, a float16 scale for each group of input channels. NNCF: as before, which keeps convolutions in
+            8 bits; linear layers with scale estimation and GPTQ. torchao: `IntxWeightOnlyConfig`, whose groups are of
+            one tap; its HQQ takes no convolutions
 
-torchao's Int8..., Int4WeightOnly, GPTQ and AWQ configurations quantize linear layers only: 0.2 % of the weights of
-ResNet-20, 4 % of ResNet-18's.
+torchao's Int8..., Int4WeightOnly, GPTQ and AWQ configurations and all of Neural Compressor's for weights alone quantize
+linear layers only: 0.2 % of the weights of ResNet-20, 4 % of ResNet-18's.
 
 Each row has top-1; the difference in points to float on the same images, and that of the last graphc row of the same
 bits to it, with their standard errors; the CPU's seconds to quantize; and bytes, all that the network stores: of
@@ -16,7 +18,7 @@ graphc's (integer) graph; of the file that OpenVINO writes for NNCF's; of torcha
 bits in a byte), scales, biases and what stays in float. All calibrate on the same images. The full run:
 
     python -m graphc.tools.peers resnet20_jpeg --output tools/results/peers.json
-    python -m graphc.tools.peers resnet18 --iterations 20 --output tools/results/peers.json
+    python -m graphc.tools.peers resnet18 mobilenet_v2 --iterations 20 --output tools/results/peers.json
 """
 
 from __future__ import annotations
@@ -45,7 +47,11 @@ from graphc.tools.statement import Known
 from graphc.tools.zoo import data
 
 # The labels of the images that are scored, and the input channels that share a scale in W4.
-NETWORKS = {"resnet20_jpeg": ("cifar10/jpeg_test.npz", 16), "resnet18": ("imagenet_eval/nips2017_224.npz", 32)}
+NETWORKS = {
+    "resnet20_jpeg": ("cifar10/jpeg_test.npz", 16),
+    "resnet18": ("imagenet_eval/nips2017_224.npz", 32),
+    "mobilenet_v2": ("imagenet_eval/nips2017_224.npz", 32),
+}
 CALIBRATION = 300  # images
 Made = tuple[Callable[[Tensor], Tensor], int]  # images to logits; bytes
 
@@ -68,8 +74,7 @@ class Study(low_bits.Study):
         context = PassContext(calibration=self.calibration, seed=self.options.seed)
         graph = Pipeline(f"{spec},eliminate_common_subexpressions,drop_unused").run(self.original, context)
         stored = sum(tensor.nbytes for tensor in graph.weights.values())
-        # torch's max pool of int8 with channels last takes no planes of more than 127 pixels.
-        return lambda x: graph.run(x.contiguous()), stored
+        return graph.run, stored
 
     def nncf(self, quantize: Callable[[Any, Any], Any]) -> Made:
         """quantize(OpenVINO's model, the data set)."""
@@ -126,13 +131,23 @@ class Study(low_bits.Study):
         narrow = replace(settings.weight, quant_min=-(1 << bits - 1), quant_max=(1 << bits - 1) - 1)
         quantizer = x86.X86InductorQuantizer().set_global(replace(settings, weight=narrow))
         prepared = prepare_pt2e(torch.export.export(self.entry.build(), (self.images[0],)).module(), quantizer)
+        self._observe(prepared)
+        model = move_exported_model_to_eval(convert_pt2e(prepared))
+        return model, _read_bytes(model, bits)
+
+    def neural_compressor(self) -> Made:
+        from neural_compressor.torch.export import export
+        from neural_compressor.torch.quantization import StaticQuantConfig, convert, prepare
+
+        prepared = prepare(export(self.entry.build(), example_inputs=(self.images[0],)), StaticQuantConfig())
+        self._observe(prepared)
+        model = convert(prepared)
+        return model, _read_bytes(model, 8)
+
+    def _observe(self, prepared: nn.Module) -> None:
         with torch.no_grad():
             for x in self.images:
                 prepared(x)
-        model = move_exported_model_to_eval(convert_pt2e(prepared))
-        read = {node.target for node in model.graph.nodes if node.op == "get_attr" and node.users}
-        stored = dict(model.named_parameters()) | dict(model.named_buffers())
-        return model, _bytes((stored[name] if name in stored else getattr(model, name) for name in read), bits)
 
     def torchao_weights(self, bits: int) -> Made:
         from torch.fx.experimental.optimization import fuse  # here, for it warns
@@ -153,6 +168,21 @@ class Study(low_bits.Study):
         return model, _bytes((part for several in parts for part in several), bits)
 
 
+def _read_bytes(model: Any, bits: int) -> int:
+    """Of what an exported module reads. Weights that it quantizes as it runs count as what they are quantized to."""
+    stored = dict(model.named_parameters()) | dict(model.named_buffers())
+    found: dict[str, Tensor] = {}
+    for node in model.graph.nodes:
+        if node.op == "get_attr" and node.users:
+            tensor = stored[node.target] if node.target in stored else getattr(model, node.target)
+            coded = all(
+                str(user.target).startswith("quantized_decomposed.quantize") and user.args[0] is node
+                for user in node.users
+            )
+            found[node.target] = tensor.to(torch.int8) if coded else tensor
+    return _bytes(found.values(), bits)
+
+
 def _bytes(tensors: Iterable[Tensor], bits: int) -> int:
     """Codes take `bits` each; zero points (int64) nothing, being nought for symmetric weights."""
     widths = {torch.int8: bits, torch.int64: 0}
@@ -160,8 +190,8 @@ def _bytes(tensors: Iterable[Tensor], bits: int) -> int:
 
 
 _GROUPS = (
-    'compress{format="linear(bits=4,group=GROUP,range=mse,rounding=gptq)",unfit=keep,data=true},'
-    'compress{format="linear(bits=4,range=mse,rounding=gptq)",data=true}'
+    'compress{format="linear(bits=BITS,group=GROUP,range=mse,rounding=gptq)",unfit=keep,data=true},'
+    'compress{format="linear(bits=BITS,range=mse,rounding=gptq)",data=true}'
 )
 # Each row's package, and how it is made; a bits' graphc rows come before the peers that are held against the last one.
 ROWS: dict[str, tuple[str, Callable[[Study], Made]]] = {
@@ -169,6 +199,7 @@ ROWS: dict[str, tuple[str, Callable[[Study], Made]]] = {
     "W8A8 NNCF quantize, fast": ("nncf", partial(Study.nncf_quantize, bits=8, fast=True)),
     "W8A8 NNCF quantize, accurate": ("nncf", partial(Study.nncf_quantize, bits=8, fast=False)),
     "W8A8 torchao PT2E": ("torchao", partial(Study.torchao_exported, bits=8)),
+    "W8A8 Neural Compressor static": ("neural-compressor", Study.neural_compressor),
     "W4A8 graphc quantize": (
         "graphc", partial(Study.graphc, spec="quantize{bits=4,edge_bits=4},integer_arithmetic"),
     ),
@@ -181,8 +212,9 @@ ROWS: dict[str, tuple[str, Callable[[Study], Made]]] = {
     "W4A8 torchao PT2E": ("torchao", partial(Study.torchao_exported, bits=4)),
     "W8 graphc compress": ("graphc", partial(Study.graphc, spec="compress")),
     "W8 NNCF compress_weights": ("nncf", partial(Study.nncf_compress, bits=8)),
-    "W8 torchao Intx": ("torchao", partial(Study.torchao_weights, bits=8)),
-    "W4 graphc compress": ("graphc", partial(Study.graphc, spec=_GROUPS)),
+    "W8g graphc compress": ("graphc", partial(Study.graphc, spec=_GROUPS.replace("BITS", "8"))),
+    "W8g torchao Intx": ("torchao", partial(Study.torchao_weights, bits=8)),
+    "W4 graphc compress": ("graphc", partial(Study.graphc, spec=_GROUPS.replace("BITS", "4"))),
     "W4 NNCF compress_weights": ("nncf", partial(Study.nncf_compress, bits=4)),
     "W4 torchao Intx": ("torchao", partial(Study.torchao_weights, bits=4)),
 }  # fmt: skip

@@ -42,6 +42,7 @@ def test_a_peer_stands_beside_on_the_same_images(few, tmp_path, monkeypatch):
     [
         ("nncf", "W4A8 NNCF quantize, fast", WEIGHTS // 2 + 8 * CHANNELS),
         ("torchao", "W4A8 torchao PT2E", WEIGHTS // 2 + 8 * CHANNELS),
+        ("neural-compressor", "W8A8 Neural Compressor static", WEIGHTS + 8 * CHANNELS),
         ("torchao", "W4 torchao Intx", WEIGHTS // 2 + WEIGHTS // 16 * 2 + 4 * CHANNELS),
     ],
 )
