@@ -46,6 +46,13 @@ class Group:
         return next((node for node in self.nodes if name_of(node) not in INDEX_FUNCTIONS), None)
 
     @property
+    def core(self) -> fx.Node:
+        """The anchor, of a group that a template was chosen for by it."""
+        if self.anchor is None:
+            raise ValueError(f"a group without an anchor: {self.nodes}")
+        return self.anchor
+
+    @property
     def inputs(self) -> list[fx.Node]:
         """Values from outside, in the order of first use."""
         inside = {*self.absorbed, *self.nodes}

@@ -89,8 +89,7 @@ class Walk:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     g = Geometry.of(anchor)
     tiles = tiles_for(dtype_of(g.x), g.filters)
     possible = [walk for walk in walks(group, k, g, tiles) if _fits(g, walk.joined)]

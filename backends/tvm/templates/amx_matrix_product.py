@@ -34,8 +34,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    assert group.anchor is not None
-    o = Operands.of(group.anchor)
+    o = Operands.of(group.core)
     tiles = tiles_for(dtype_of(o.left), int(columns_of(o)))
     emit_by(group, k, tiles, lambda rows: left_view(group, k, o, tiles, rows), partial(emit_tiles, k, tiles))
 

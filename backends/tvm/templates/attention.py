@@ -63,8 +63,7 @@ SCORES = 1 << 16
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     args = arguments(anchor)
     query, key, value = args["query"], args["key"], args["value"]
     *outer, length, depth = shape_of(query)

@@ -48,8 +48,8 @@ def _weight(group: Group) -> Codewords | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    weight, anchor = _weight(group), group.anchor
-    assert weight is not None and anchor is not None
+    weight, anchor = _weight(group), group.core
+    assert weight is not None
     args = arguments(anchor)
     x, depth = rows_in_line(k, group, args["input"])
     rows = product(shape_of(args["input"])[:-1])

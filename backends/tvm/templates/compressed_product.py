@@ -45,8 +45,8 @@ def _layer(group: Group) -> CompressedLinear | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    layer, anchor = _layer(group), group.anchor
-    assert layer is not None and anchor is not None and isinstance(layer.weight, GroupedIntegers)
+    layer, anchor = _layer(group), group.core
+    assert layer is not None and isinstance(layer.weight, GroupedIntegers)
     lanes = k.isa.lanes("float32")
     columns, depth = (int(size) for size in shape_of(arguments(anchor)["weight"]))
     integers = byte_product(k.isa, layer.weight.bits) if layer.activation else None

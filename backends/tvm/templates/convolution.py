@@ -49,8 +49,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     g = Geometry.of(anchor)
     floating = name_of(anchor) == "aten.convolution.default"
     columns, channels = g.filters // g.groups, g.channels // g.groups

@@ -30,8 +30,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     reason = convolution.matches(group, isa)
     if reason is not None:
         return reason
-    assert group.anchor is not None
-    g = Geometry.of(group.anchor)
+    g = Geometry.of(group.core)
     if not (g.groups == g.channels == g.filters) or g.groups == 1 or g.spread != (1, 1):
         return "not one filter for each channel"
     if not all(isinstance(size, int) for size in g.result):
@@ -40,8 +39,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     g = Geometry.of(anchor)
     floating = name_of(anchor) == "aten.convolution.default"
     dtype = "float32" if floating else "int32"

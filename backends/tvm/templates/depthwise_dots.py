@@ -81,19 +81,17 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
     reason = depthwise.matches(group, isa)
     if reason is not None:
         return reason
-    assert group.anchor is not None
-    g = Geometry.of(group.anchor)
+    g = Geometry.of(group.core)
     mac = multiply_accumulate.dot_product(isa)
-    if name_of(group.anchor) == "aten.convolution.default" or mac.depth != DEPTH:
+    if name_of(group.core) == "aten.convolution.default" or mac.depth != DEPTH:
         return "no dot product for this type"
-    if g.kernel[0] < 2 or g.channels < DEPTH or group.anchor.args[1].op != "get_attr":  # type: ignore[union-attr]
+    if g.kernel[0] < 2 or g.channels < DEPTH or group.core.args[1].op != "get_attr":  # type: ignore[union-attr]
         return "a filter of one row, few channels, or weights that are computed"
     return None
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     g = Geometry.of(anchor)
     mac = multiply_accumulate.dot_product(k.isa).narrowed_to(g.channels)
     # Channels of a block: two vectors of sums where a vector holds but four, for rows are read eight bytes at a time.

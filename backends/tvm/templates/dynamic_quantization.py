@@ -25,8 +25,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     args = arguments(anchor)
     size = args["group"]
     *outer, columns = shape_of(args["x"])

@@ -101,8 +101,7 @@ def columns_of(o: Operands) -> Size:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     o = Operands.of(anchor)
     integers = name_of(anchor) == "graphc.integer_linear.default"
     mac = multiply_accumulate.integer(k.isa) if integers else multiply_accumulate.floating(k.isa, dtype_of(o.left))
@@ -118,8 +117,7 @@ def emit_by(
     multiply: Callable[[tirx.Buffer, tirx.Buffer, Product], None],
 ) -> None:
     """The product by one kind of instruction. view(rows): the left operand as it is read, so many rows at a time."""
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     o = Operands.of(anchor)
     floating = name_of(anchor) != "graphc.integer_linear.default"
     left_shape, right_shape = shape_of(o.left), shape_of(o.right)

@@ -45,8 +45,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     name, args = name_of(anchor), arguments(anchor)
     x = subject(args)
     if name in (*SOFTMAXES, *LOG_SOFTMAXES):

@@ -45,8 +45,7 @@ def _each(values: Any, count: int) -> list[int]:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     name, args = name_of(anchor), arguments(anchor)
     x = subject(args)
     spatial = 1 if "1d" in name else 2

@@ -76,8 +76,7 @@ def reduced_dims(node: fx.Node) -> list[int]:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     name, args = name_of(anchor), arguments(anchor)
     x: fx.Node = args["self"]
     shape = shape_of(x)
@@ -157,8 +156,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
 def _emit_scalar(group: Group, k: KernelBuilder, x: fx.Node) -> None:
     """A reduction of a value without dimensions: the value itself, and position 0."""
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     value = At(k, group.nodes)(x, [])
     if name_of(anchor) in POSITIONS:
         value = constant(0, dtype_of(anchor))
@@ -221,8 +219,7 @@ def _emit_position(
     order: list[int],
 ) -> None:
     """The first position of the extremum, NaN counted as the extremum."""
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     largest = POSITIONS[name_of(anchor)]
     dtype = dtype_of(x) if dtype_of(x) != "bool" else "int32"
     dims = sorted(order)

@@ -125,8 +125,7 @@ def packed_elements(matrices: Size, columns: Size, taps: int, run: Size, mac: Pa
 
 def store_result(group: Group, k: KernelBuilder, index: list[Expr], value: Expr) -> None:
     """Store the group's result at `index`, where its anchor is `value`."""
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     at = At(k, group.nodes, {anchor: lambda _: value})
     k.tensor(group.output).store(index, at(group.output, index))
 

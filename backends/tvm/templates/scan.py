@@ -25,8 +25,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     args, reducer, dtype = arguments(anchor), REDUCERS[name_of(anchor)], dtype_of(anchor)
     x = args["self"]
     if not shape_of(x):

@@ -67,8 +67,8 @@ class Sums:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    weight, anchor = _weight(group), group.anchor
-    assert weight is not None and anchor is not None
+    weight, anchor = _weight(group), group.core
+    assert weight is not None
     args = arguments(anchor)
     x, depth = rows_in_line(k, group, args["input"])
     columns = int(shape_of(args["weight"])[0])

@@ -43,8 +43,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     source = QuantizedTables.of(anchor)
     assert source is not None
     codes = k.stored(arguments(anchor)["indices"])

@@ -42,8 +42,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     left_node, right_node = list(arguments(anchor).values())[:2]
     left, right = k.tensor(left_node), k.tensor(right_node)
     outer = shape_of(anchor)[:-2]

@@ -113,8 +113,7 @@ class Tiles:
 
 
 def emit(group: Group, k: KernelBuilder) -> None:
-    anchor = group.anchor
-    assert anchor is not None
+    anchor = group.core
     g = Geometry.of(anchor)
     mac, m = multiplication(k.isa, dtype_of(g.x)), tile_size(g)
     assert mac is not None and m is not None
