@@ -36,6 +36,7 @@ from graphc.measurement import step_times
 from graphc.operators.inference import infer
 from graphc.passes.prune_channels import PruneChannels
 from graphc.pipeline import PassContext
+from graphc.progress import Progress, silent
 from graphc.tensor_type import TensorType, evaluate, symbol
 from graphc.tools import statement
 from graphc.tools.statement import Known
@@ -50,6 +51,8 @@ BATCH = 128
 RATE = 0.05
 TOWARDS = Distillation(logits=0.5, labels=0.5, temperature=3.0, precision="bf16")
 CALIBRATION = 512  # images that the importance is measured on
+# Of ResNet-20, unless said: numbers of channels that fill vectors, and the classes stay.
+HALVED = PruneChannels(share=1 / 2.1, importance="magnitude", minimum=0.25, multiple=16, exclude=("linear",))
 
 
 def traced(entry: Entry) -> Graph:
@@ -87,10 +90,10 @@ def pruning_of(options: argparse.Namespace) -> PruneChannels:
     )
 
 
-def pruned(name: str, original: Graph, options: argparse.Namespace) -> Graph:
+def pruned(name: str, original: Graph, item: PruneChannels = HALVED, progress: Progress = silent) -> Graph:
     images = MODELS[name].calibration(CALIBRATION, BATCH)
-    context = PassContext(calibration=batches(original, images), progress=options.progress)
-    return graphc.Pipeline([pruning_of(options)]).run(original, context)
+    context = PassContext(calibration=batches(original, images), progress=progress)
+    return graphc.Pipeline([item]).run(original, context)
 
 
 def judged(graph: Graph, entry: Entry, limit: int | None) -> Figures:
@@ -108,7 +111,7 @@ def judged(graph: Graph, entry: Entry, limit: int | None) -> Figures:
 def accuracy(name: str, options: argparse.Namespace, known: Known) -> None:
     entry = MODELS[name]
     original = traced(entry)
-    graphs = {"pruned": pruned(name, original, options), "original": original}
+    graphs = {"pruned": pruned(name, original, pruning_of(options), options.progress), "original": original}
     known["pass"] = str(pruning_of(options))
     for kind, graph in graphs.items():
         known.once(kind, judged, graph, entry, options.limit)
@@ -141,7 +144,10 @@ def trained(name: str, kind: str, graph: Graph, teacher: Graph, seed: int, optio
 def speed(options: argparse.Namespace, known: Known) -> None:
     entry = MODELS["resnet20_jpeg"]
     original = traced(entry)
-    graphs = [of_size(graph, 1) for graph in (original, pruned("resnet20_jpeg", original, options))]
+    graphs = [
+        of_size(graph, 1)
+        for graph in (original, pruned("resnet20_jpeg", original, pruning_of(options), options.progress))
+    ]
     for pipeline, images in (("float", None), ("int8", [*entry.calibration(64, 1)])):
         known.once(f"{pipeline}, threads {options.threads}", timed, graphs, pipeline, images, options)
 
@@ -170,11 +176,18 @@ FIGURES: dict[str, statement.Measure] = {**{name: partial(accuracy, name) for na
 def main(arguments: Sequence[str] | None = None) -> int:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--ratio", type=float, default=2.1, help="how many times fewer multiply-accumulates")
-        parser.add_argument("--importance", default="magnitude", choices=["magnitude", "taylor"])
-        parser.add_argument("--multiple", type=int, default=16, help="what numbers of channels are a multiple of")
-        parser.add_argument("--minimum", type=float, default=0.25, help="share of each group of channels that stays")
+        parser.add_argument("--importance", default=HALVED.importance, choices=["magnitude", "taylor"])
         parser.add_argument(
-            "--exclude", nargs="*", default=["linear"], help="layers that keep their channels (shell patterns)"
+            "--multiple", type=int, default=HALVED.multiple, help="what numbers of channels are a multiple of"
+        )
+        parser.add_argument(
+            "--minimum", type=float, default=HALVED.minimum, help="share of each group of channels that stays"
+        )
+        parser.add_argument(
+            "--exclude",
+            nargs="*",
+            default=list(HALVED.exclude),
+            help="layers that keep their channels (shell patterns)",
         )
         parser.add_argument("--epochs", type=float, default=5.0)
         parser.add_argument("--seeds", type=int, nargs="+", default=[0])
