@@ -124,8 +124,9 @@ def parts(model: FakeQuantized, original: Graph, granularity: Literal["layer", "
 
 def _float(model: FakeQuantized, node: fx.Node, floats: Mapping[str, fx.Node]) -> fx.Node | None:
     """What a value of the quantized graph is in the float graph."""
-    source: Any = node.args[0].args[0] if node in model.replaced else node  # type: ignore[union-attr]
-    return floats.get(source.name)
+    while node in model.replaced:  # one may be quantized anew from another
+        node = node.args[0].args[0]  # type: ignore[union-attr, assignment]
+    return floats.get(node.name)
 
 
 def _forget(values: Values, kept: Container[fx.Node | None]) -> None:

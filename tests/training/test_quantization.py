@@ -146,6 +146,21 @@ def test_a_block_is_the_least_module_with_several_layers(small, deep):
     assert [len(part.layers) for part in reconstruction.parts(fake, original, "layer")] == [1] * 10
 
 
+def test_both_forms_of_a_value_that_a_layer_and_a_sum_read_are_learned(small):
+    """A block's result in 8 bits and in 2: each is held against the float value, and each has a step of its own."""
+    original, _, ctx = small
+    start = Quantize(4, 2, bias_correction=False).run(original, ctx)
+    fake = FakeQuantized(original, start, LearnedRounding)
+    _, second, *others = reconstruction.parts(fake, original, "block")
+    assert {reference.name for reference in second.outputs.values()} == {"relu_2"} and len(second.outputs) == 2
+    assert all(reference is not None for part in (second, *others) for reference in part.inputs.values())
+    learned = Reconstruct(4, 2, iterations=20).run(original, ctx)
+    steps = [name for name in start.weights if name.endswith(".scale") and start.weights[name].dim() == 0]
+    assert sum(".int2." in name for name in steps) == 2
+    same = [name for name in steps if torch.equal(start.weights[name], learned.weights[name])]
+    assert same == []
+
+
 def test_an_infinite_mask_between_parts_is_reconstructed_through():
     class Masked(nn.Module):
         def __init__(self):
