@@ -23,6 +23,7 @@ from torch import Tensor
 
 import graphc
 from graphc.calibration import batches
+from graphc.errors import TrainingError
 from graphc.graph import Graph
 from graphc.passes.quantize import Quantize
 from graphc.passes.reconstruct import Reconstruct
@@ -101,27 +102,37 @@ class Study:
         start = Pipeline([Quantize(*bits)]).run(self.original, ctx) if method != "float" else self.original
         if method == "nearest":
             return start
-        checkpoint = None
-        if options.output is not None:
-            stem = f"{self.name}-{method}-w{bits[0]}a{bits[1]}-{options.steps}-{options.seed}.safetensors"
-            checkpoint = (options.checkpoints or options.output.parent) / stem
-        training = Training(
-            options.steps, options.learning_rate, warmup=options.steps // 20, seed=options.seed, checkpoint=checkpoint,
-            interval=100, what=f"{self.name} {method} W{bits[0]}A{bits[1]}",
-        )  # fmt: skip
+        if len(options.steps) != len(options.learning_rate):
+            raise TrainingError("--steps and --learning-rate take as many values, one for each phase of training")
+        training = [self.phase(method, bits, place) for place in range(len(options.steps))]
         towards = Distillation(logits=0.5, labels=0.5, precision="bf16")
         if method == "float":
-            return distill(Trainable(start), start, self.samples, towards, training, progress=progress)
+            student = Trainable(start)
+            for phase in training:
+                distill(student, start, self.samples, towards, phase, progress=progress)
+            return student.graph()
         return train_quantized(
             self.original, start, self.samples, training, towards, progress=progress, precision=torch.bfloat16
         )
+
+    def phase(self, method: str, bits: tuple[int, int], place: int) -> Training:
+        options = self.options
+        steps, rate, checkpoint = options.steps[place], options.learning_rate[place], None
+        if options.output is not None:
+            before = "+".join(map(str, options.steps[: place + 1]))
+            stem = f"{self.name}-{method}-w{bits[0]}a{bits[1]}-{before}-{options.seed}.safetensors"
+            checkpoint = (options.checkpoints or options.output.parent) / stem
+        return Training(
+            steps, rate, warmup=steps // 20, seed=options.seed, checkpoint=checkpoint, interval=100,
+            what=f"{self.name} {method} W{bits[0]}A{bits[1]}",
+        )  # fmt: skip
 
     def key(self, method: str, bits: tuple[int, int]) -> str:
         options, key = self.options, f"{method} W{bits[0]}A{bits[1]}"
         if method in ("adaround", "block"):
             return f"{key}, {options.iterations} iterations, seed {options.seed}"
         if method in ("qat", "float"):
-            key += f", {options.steps} steps, seed {options.seed}"
+            key += f", {'+'.join(map(str, options.steps))} steps, seed {options.seed}"
             return key + statement.apart(options, "learning_rate", "training")
         return key
 
@@ -163,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("--batch", type=int, help="images at once; fewer make an iteration of the methods shorter")
         parser.add_argument("--training", type=int, default=50_000, help="images")
         parser.add_argument("--iterations", type=int, default=500, help="of each layer or block")
-        parser.add_argument("--steps", type=int, default=1000, help="of training")
-        parser.add_argument("--learning-rate", type=float, default=1e-3, help="of training")
+        parser.add_argument("--steps", type=int, nargs="+", default=[1000], help="of each phase of training")
+        parser.add_argument("--learning-rate", type=float, nargs="+", default=[1e-3], help="of each phase of training")
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--checkpoints", type=Path, help="a folder; else that of --output")
 

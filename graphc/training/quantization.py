@@ -6,7 +6,7 @@ towards labels, the float graph, or both: the loss is that of graphc.training.di
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,7 +21,7 @@ def train_quantized(
     original: Graph,
     quantized: Graph,
     batches: Callable[[int], Batch],
-    training: Training,
+    training: Training | Sequence[Training],
     distillation: Distillation | None = None,
     metric: Callable[[Graph], float] | None = None,
     progress: Progress = silent,
@@ -30,14 +30,20 @@ def train_quantized(
     """The quantized graph with trained integers, step sizes and biases, in the same integer arithmetic.
 
     quantized: what `quantize` or `reconstruct` made of `original`, which also is the teacher. batches: step -> the
-    graph's flat inputs, then labels where `distillation` weighs them. metric: of the graph as it would be stored, shown
-    as progress. precision: of the values between layers while training, f32 or bfloat16; the latter takes less time
-    where the processor multiplies it. With a checkpoint in `training`, a killed run goes on to the same result. Raises
-    TrainingError for batches of other lengths, and what `graphc.training.loop.train` raises.
+    graph's flat inputs, then labels where `distillation` weighs them. training: one, or several that follow each other,
+    each with a schedule of its own (warm restarts, Loshchilov & Hutter, "SGDR", ICLR 2017); batches count on. metric:
+    of the graph as it would be stored, shown as progress. precision: of the values between layers while training, f32
+    or bfloat16; the latter takes less time where the processor multiplies it. With checkpoints in `training`, a killed
+    run goes on to the same result. Raises TrainingError for batches of other lengths, and what
+    `graphc.training.loop.train` raises.
 
     >>> trained = train_quantized(original, Quantize(4, 4).run(original, ctx), samples, Training(1000, 1e-3))
     """
     model = FakeQuantized(original, quantized, precision=precision)
     loss = DistillationLoss(model, original, distillation or Distillation())
-    train(model, loss, batches, training, None if metric is None else lambda: metric(model.graph()), progress)
+    shown = None if metric is None else lambda: metric(model.graph())
+    done = 0
+    for phase in [training] if isinstance(training, Training) else training:
+        train(model, loss, lambda step, before=done: batches(before + step), phase, shown, progress)  # type: ignore[misc]
+        done += phase.steps
     return model.graph()

@@ -206,6 +206,25 @@ def test_training_helps_and_a_killed_run_goes_on(small, tmp_path):
     assert divergence(trained) < 0.7 * divergence(quantized)
 
 
+def test_a_second_training_goes_on_from_the_first_one_s_weights(small, tmp_path):
+    original, batches, ctx = small
+    quantized = Quantize(2, 2, edge_bits=2).run(original, ctx)
+    seen = []
+
+    def samples(step):
+        seen.append(step)
+        return batches[step % 4]
+
+    def trained(*phases):
+        return dump(train_quantized(original, quantized, samples, phases))
+
+    first, second = Training(6, 1e-3, checkpoint=tmp_path / "first.safetensors"), Training(4, 1e-4)
+    alone = trained(first)
+    both = trained(first, second)  # the first is done, says its checkpoint
+    assert seen == list(range(10))
+    assert both != alone and both == trained(Training(6, 1e-3), second)
+
+
 def test_training_says_what_a_batch_lacks(small):
     original, batches, ctx = small
     with pytest.raises(TrainingError, match="1 inputs and the labels"):
