@@ -5,7 +5,8 @@ there. Calibration and training read images that no benchmark scores. Training g
 `--output`. The full runs:
 
     python -m graphc.tools.low_bits --output tools/results/low_bits.json --methods nearest adaround block
-    python -m graphc.tools.low_bits resnet20_jpeg --output tools/results/low_bits.json --methods qat float --steps 5000
+    python -m graphc.tools.low_bits resnet20_jpeg --output tools/results/low_bits.json --methods qat float --steps 1000
+    python -m graphc.tools.low_bits resnet20_jpeg --methods qat --bits W2A2 --steps 12000 6000 --learning-rate 1e-3 5e-4
 """
 
 from __future__ import annotations
