@@ -156,15 +156,15 @@ def test_a_view_of_what_is_not_contiguous(graph):
     assert torch.equal(graph.run(given), given.permute(2, 0, 1).reshape(4, 6))
 
 
-# -- building ------------------------------------------------------------------------------------
-
-
 def test_integers_that_lie_channels_last_are_pooled():
     graph = Graph("g", Structure.of(((0,), {})), Structure.of(0))
     x = graph.add_input("x", TensorType((1, 3, 12, 12), torch.int8))
     graph.set_output([graph.call(torch.ops.aten.max_pool2d.default, x, [3, 3], [2, 2], [1, 1])])
     values = torch.randint(-128, 128, (1, 3, 12, 12), dtype=torch.int8)
     assert (graph.run(values.contiguous(memory_format=torch.channels_last)) == graph.run(values)).all()
+
+
+# -- building ------------------------------------------------------------------------------------
 
 
 def test_a_clone_has_its_own_nodes_and_the_same_tensors(traced):
