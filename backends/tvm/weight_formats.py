@@ -69,9 +69,11 @@ class KeptBlocks:
 
 @dataclass(frozen=True)
 class Codewords:
-    """A matrix of codewords. indices: uint8 [rows, pieces], perhaps unpacked; codebook: f16 or f32, [codewords, d] or,
-    one for each run of pieces, [spaces, codewords, d], and scale: f32 [rows, 1] or None, leaves."""
+    """A matrix of codewords. codes: a leaf; indices: what it is unpacked to, uint8 [rows, pieces]. Leaves as well:
+    codebook, f16 or f32 [codewords, d] or, one for each run of pieces, [spaces, codewords, d]; scale: f32 [rows, 1] or
+    None."""
 
+    codes: fx.Node
     indices: fx.Node
     codebook: fx.Node
     scale: fx.Node | None
@@ -195,7 +197,7 @@ def _codewords(node: fx.Node, found: formats.Stored) -> Codewords | None:
         return None
     indices: fx.Node = words.args[0]  # type: ignore[assignment]
     inside = dict.fromkeys(value for value in (indices, words, node) if value.op == "call_function")
-    return Codewords(indices, found.parts["codebook"], found.parts.get("scale"), tuple(inside))
+    return Codewords(found.parts["codes"], indices, found.parts["codebook"], found.parts.get("scale"), tuple(inside))
 
 
 def _activation(node: fx.Node, weight: GroupedIntegers) -> DynamicIntegers | None:

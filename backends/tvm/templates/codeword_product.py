@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import tvm.tirx as tirx
-from torch import fx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import scalars, weight_formats
@@ -124,16 +123,14 @@ def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
     """uint8 [panel, piece, row of the panel], packed at load where the stored ones are there for others anyway."""
     rows, pieces = (int(size) for size in shape_of(weight.indices))
     panels = -(-rows // width)
-    stored = weight.indices if weight.indices.op == "get_attr" else weight.indices.args[0]
-    assert isinstance(stored, fx.Node)
-    if not k.looked_up(stored):
+    if not k.looked_up(weight.codes):
         padded = np.zeros((panels * width, pieces), np.uint8)
         padded[:rows] = k.stored(weight.indices)
         packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
         return k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
 
     def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
-        at = At(builder, [] if stored is weight.indices else [weight.indices])
+        at = At(builder, [] if weight.codes is weight.indices else [weight.indices])
 
         def put(index: list[Expr]) -> None:
             panel, piece, lane = index
@@ -144,7 +141,7 @@ def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
         nest(builder, [panels, pieces, width], put)
 
     size = panels * pieces * width
-    return k.packed(Packed(stored, ("panels of codewords", width), size, fill, "uint8"))
+    return k.packed(Packed(weight.codes, ("panels of codewords", width), size, fill, "uint8"))
 
 
 def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:

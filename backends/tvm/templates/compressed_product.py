@@ -108,8 +108,7 @@ def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int,
             array = padded.reshape(-1, width, groups).transpose(0, 2, 1)
         return k.constant(array.reshape(-1), f"{stored.codes.name}: {note}")
 
-    scale = k.array(stored.scale)
-    assert scale is not None
+    scale = k.stored(stored.scale)
     zeros = int(zero.ravel()[0]) if zero.size == 1 else by_panel(zero.astype(np.int8 if signed else np.uint8), "zeros")
     packed, scales = _codes(k, stored, codes, depth, flip), by_panel(scale, "scales")
     return Weight(codes, packed, scales, scale.size == 1, zeros, stored.group, depth, k.isa.target)
@@ -117,8 +116,7 @@ def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int,
 
 def _codes(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, flip: int) -> tirx.Buffer:
     """The codes in panels, their bits flipped; packed at load where the stored ones are there for others anyway."""
-    values = k.array(stored.codes)
-    assert values is not None
+    values = k.stored(stored.codes)
     rows = len(values)
     if not k.looked_up(stored.codes):
         if stored.bits < 8:
