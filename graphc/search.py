@@ -4,9 +4,10 @@ With a bound on the metric's drop, sizes are bisected for the smallest whose bes
 fell with size. It does so in the large; so the sizes just below are tried as well, for as long as one of the last few
 keeps the bound. What is returned was measured, and has to keep the bounds on the held-back data too: from the smallest
 that was tried, then from ever larger ones, the first that does is it.
-Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers' weights and times
-(code, other weights, other operators) is measured on each artifact, and left to the next; of those that keep the bounds
+Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers and their times
+(other weights, code and operators) is measured on each artifact, and left to the next; of those that keep the bounds
 the one whose outputs diverge least is best. Where time is bounded, int8 arithmetic for the whole network competes too.
+A size is of weights and code: what a kernel takes is known from the first artifact, and layers alike share theirs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from graphc.analysis.candidates import FLOAT, FORMATS, Key, compressing
 from graphc.analysis.outputs import change
 from graphc.artifact import Artifact
 from graphc.assignment import Assignment
-from graphc.assignment.integer_program import integer_program
+from graphc.assignment.integer_program import Measure, integer_program
 from graphc.board import Board
 from graphc.errors import BudgetError
 from graphc.exploration import Space, space
@@ -58,9 +59,18 @@ class Search:
     def __init__(self, source: Graph, ctx: PassContext, judge: Judge, build: Build, found: Space) -> None:
         self._source, self._ctx, self.judge, self._build, self.space = source, ctx, judge, build, found
         self.tried: dict[str, Tried] = {}
+        self.kernel = 0.0  # bytes of a kernel: the mean over the first assignment that was tried
+        bound = judge.budget.latency
+        self.nanoseconds = None if bound is None else bound * 1e6
+
+    def assignment(self, minimize: Measure = "loss", **bounds: float | None) -> Assignment:
+        """The best one, the code of its kernels counted. Raises BudgetError where nothing fits."""
+        return integer_program(self.space.choices, minimize=minimize, kernel=self.kernel, **bounds)
 
     def attempt(self, assignment: Assignment) -> Tried:
-        return self._attempt(str(assignment), self.space.pipeline(assignment), assignment)
+        row = self._attempt(str(assignment), self.space.pipeline(assignment), assignment)
+        self.kernel = self.kernel or row.figures.code / row.artifact.kernels
+        return row
 
     def preset(self, name: str) -> Tried:
         return self._attempt(name, Pipeline(PRESETS[name]), None)
@@ -123,41 +133,50 @@ def search(
 
 def _smallest(state: Search) -> Tried | None:
     """The smallest artifact that was found to keep all bounds, on the held-back data too."""
-    budget, choices = state.judge.budget, state.space.choices
-    time = None if budget.latency is None else budget.latency * 1e6
-    try:
-        best = integer_program(choices, latency=time)
-        least = integer_program(choices, latency=time, minimize="bytes")
-    except BudgetError:  # the layers alone take more time than there is
-        best = least = integer_program(choices, minimize="nanoseconds")
+    budget, time = state.judge.budget, state.nanoseconds
+
+    def ends() -> tuple[Assignment, Assignment]:
+        """Of the front: the least size, and the least loss."""
+        try:
+            return state.assignment("bytes", latency=time), state.assignment(latency=time)
+        except BudgetError:  # the layers alone take more time than there is
+            fastest = state.assignment("nanoseconds")
+            return fastest, fastest
 
     def keeps(assignment: Assignment) -> bool:
         drop = state.attempt(assignment).figures.drop
         return drop is not None and budget.metric_drop is not None and drop <= budget.metric_drop
 
-    low, high = least.bytes, best.bytes  # the least size that keeps the bound is between them
+    def size(assignment: Assignment) -> int:
+        return math.ceil(assignment.size(state.kernel))
+
+    least, best = ends()
+    if least != best:  # what lies between tells what its code takes
+        state.attempt(state.assignment(size=math.isqrt(size(least) * size(best)), latency=time))
+        least, best = ends()
+    low, high = size(least), size(best)  # the least size that keeps the bound is between them
     while high > low * _FINE + 1:
         middle = max(math.isqrt(low * high), low + 1)
-        tried = integer_program(choices, size=middle, latency=time)
+        tried = state.assignment(size=middle, latency=time)
         if keeps(tried):
-            high = min(middle, max(low, tried.bytes))
+            high = min(middle, max(low, size(tried)))
         else:
             low = middle
-    size, broken = math.floor(high / _BELOW), 0
-    while broken < _PATIENCE and size >= least.bytes:
-        tried = integer_program(choices, size=size, latency=time)
+    below, broken = math.floor(high / _BELOW), 0
+    while broken < _PATIENCE and below >= size(least):
+        tried = state.assignment(size=below, latency=time)
         broken = 0 if keeps(tried) else broken + 1
-        size = min(math.floor(size / _BELOW), tried.bytes - 1)
+        below = min(math.floor(below / _BELOW), size(tried) - 1)
     for row in state.kept():
         if not (row := state.verify(row)).figures.broken(budget):
             return row
-    size = high
+    above = high
     while True:  # the drop does not fall along the front, or is another on the held-back data
-        size = min(math.ceil(size * _COARSE), best.bytes)
-        row = state.attempt(best if size == best.bytes else integer_program(choices, size=size, latency=time))
+        above = min(math.ceil(above * _COARSE), size(best))
+        row = state.attempt(best if above == size(best) else state.assignment(size=above, latency=time))
         if not row.figures.broken(budget) and not (row := state.verify(row)).figures.broken(budget):
             return row
-        if size == best.bytes:
+        if above == size(best):
             return None
 
 
@@ -165,20 +184,19 @@ def _nearest(state: Search) -> Tried | None:
     """The artifact within the bounds whose outputs diverge least from the float model's."""
     budget = state.judge.budget
     beside = {"bytes": float(state.space.fixed), "nanoseconds": 0.0}  # what an artifact takes beyond its items
-    choices = state.space.choices
     for _ in range(_TRIES):
         size = None if budget.bytes is None else budget.bytes - beside["bytes"]
-        time = None if budget.latency is None else budget.latency * 1e6 - beside["nanoseconds"]
+        time = None if state.nanoseconds is None else state.nanoseconds - beside["nanoseconds"]
         before = len(state.tried)
         try:
-            assignment = integer_program(choices, size=size, latency=time)
+            assignment = state.assignment(size=size, latency=time)
         except BudgetError:  # the least that there is may be less than expected, or is the nearest
-            state.attempt(integer_program(choices, minimize="nanoseconds" if budget.bytes is None else "bytes"))
+            state.attempt(state.assignment("nanoseconds" if budget.bytes is None else "bytes"))
             break
         figures = state.attempt(assignment).figures
         if len(state.tried) == before:
             break
-        beside["bytes"] = max(beside["bytes"], figures.size - assignment.bytes)
+        beside["bytes"] = max(beside["bytes"], figures.size - assignment.size(state.kernel))
         if figures.milliseconds is not None:
             beside["nanoseconds"] = max(beside["nanoseconds"], figures.milliseconds * 1e6 - assignment.nanoseconds)
     return min(state.kept(), key=lambda row: (row.divergence, row.figures.size), default=None)

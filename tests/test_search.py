@@ -28,17 +28,20 @@ from graphc.report import Report
 LAYERS = ("0", "2", "4")
 FORMATS = ("linear", "linear(bits=4)", "vector(d=2,codewords=16)", "vector(d=4,codewords=16)")
 TIMES = dict(zip((FLOAT, *FORMATS), (1.0, 0.6, 0.7, 0.8, 0.4), strict=True))  # milliseconds of a layer
-CODE = 1000
 BESIDE, WHOLE = 0.25, 0.5  # of the operators between the layers; of the network in int8
 
 
 class Lowered:
-    """A graph as an artifact."""
+    """A graph as an artifact; a kernel, one for each format, takes `KERNEL` bytes."""
+
+    KERNEL = 0
 
     def __init__(self, graph: Graph, report: Report) -> None:
         self._graph, self._report = graph, report
         weights = sum(weight.nbytes for weight in graph.weights.values())
-        self.size = Size(weights, CODE, weights + CODE)
+        self.kernels = len(set(formats(report).values()))
+        code = self.KERNEL * self.kernels
+        self.size = Size(weights, code, weights + code)
 
     def run(self, *inputs: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -56,15 +59,18 @@ def lowered(passes: Pipeline, source: Graph, ctx: PassContext, *rest: Any) -> tu
     return Lowered(graph, Report((), {}, {"pipeline": str(passes)})), graph
 
 
+def formats(report: Report) -> dict[str, str]:
+    """Of each layer."""
+    passes = Pipeline(report.facts["pipeline"]).passes
+    chosen = {layer: each.format for each in passes if isinstance(each, Compress) for layer in each.layers}
+    return {layer: chosen.get(layer, FLOAT) for layer in LAYERS}
+
+
 def milliseconds(artifact: Lowered, source: Any = None) -> float:
     """What the table says of an artifact's layers, and what lies between them."""
-    spec = artifact.report().facts["pipeline"]
-    if spec == PRESETS["int8"]:
+    if artifact.report().facts["pipeline"] == PRESETS["int8"]:
         return WHOLE
-    chosen = {
-        layer: each.format for each in Pipeline(spec).passes if isinstance(each, Compress) for layer in each.layers
-    }
-    return BESIDE + sum(TIMES[chosen.get(layer, FLOAT)] for layer in LAYERS)
+    return BESIDE + sum(TIMES[text] for text in formats(artifact.report()).values())
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +142,25 @@ def test_int8_wins_where_no_choice_of_formats_is_fast_enough(compiled: Callable[
 def test_a_drop_and_time_are_kept_together(compiled: Callable[..., Lowered], agreement: Any) -> None:
     found = compiled(agreement(0), latency=2.0, metric_drop=5.0)
     assert chosen(found)["drop"] <= 5.0 and chosen(found)["milliseconds"] <= 2.0
+
+
+def test_layers_alike_share_a_format_where_the_code_of_another_takes_more_than_it_saves(
+    batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(32, 32) for _ in LAYERS]
+    alike = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU()).eval()
+    monkeypatch.setattr(Lowered, "KERNEL", 2000)
+
+    def found() -> Lowered:
+        budget = graphc.Budget(size=4500)
+        return graphc.compile(alike, "host", (batches[0],), batches, budget, formats=FORMATS, recovery=0)
+
+    assert found().size <= 4500 and found().kernels == 1
+    blind = integer_program
+    monkeypatch.setattr(search, "integer_program", lambda *args, kernel, **bounds: blind(*args, **bounds))
+    with pytest.raises(BudgetError, match="no assignment of formats keeps the budget"):
+        found()
 
 
 @pytest.fixture

@@ -14,10 +14,14 @@ from graphc.pipeline import PassContext
 
 @dataclass(frozen=True)
 class Item:
-    """Layers (the user's paths) and the f32 weights that they read; `name` is the first path."""
+    """Layers (the user's paths) and the f32 weights that they read; `name` is the first path.
+
+    kind: what is computed, from values of which types; items that are alike in it share their kernels in a format.
+    """
 
     layers: tuple[str, ...]
     weights: tuple[str, ...]
+    kind: str = ""
 
     @property
     def name(self) -> str:
@@ -30,7 +34,8 @@ def items(graph: Graph) -> tuple[Item, ...]:
     A weight that is read in another way too would be stored twice: what reads it stays as it is.
     """
     layers = [node for node in graph.calls if takes(graph, node)]
-    groups = {node.name: node.meta["group"] for node in FuseOperators().run(graph, PassContext())}
+    fused = FuseOperators().run(graph, PassContext())
+    groups = {node.name: node.meta["group"] for node in fused}
     parents = {node: node for node in layers}
 
     def root(node: fx.Node) -> fx.Node:
@@ -58,7 +63,16 @@ def items(graph: Graph) -> tuple[Item, ...]:
         Item(
             tuple(dict.fromkeys(node.meta["path"] for node in nodes)),
             tuple(dict.fromkeys(weight_name(node) for node in nodes)),
+            _kind(fused, {node.name for node in nodes}),
         )
         for nodes in members.values()
         if not elsewhere.intersection(map(weight_name, nodes))
     )
+
+
+def _kind(fused: Graph, layers: set[str]) -> str:
+    """The operators of the layers and of all that is fused with them, with their arguments' types."""
+    numbers = {node.meta["group"] for node in fused if node.name in layers} - {None}
+    members = [node for node in fused.calls if node.name in layers or node.meta["group"] in numbers]
+    given = [fx.map_arg((node.args, node.kwargs), lambda used: used.meta["type"]) for node in members]
+    return "; ".join(f"{node.target}{arguments}" for node, arguments in zip(members, given, strict=True))

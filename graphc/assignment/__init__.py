@@ -46,6 +46,15 @@ class Assignment:
         return sum(option.bytes for option in self.options)
 
     @property
+    def kernels(self) -> int:
+        """How many kernels they take: items of one kind in one format share theirs."""
+        return len({(item.kind, option.format) for item, option in zip(self.items, self.options, strict=True)})
+
+    def size(self, kernel: float) -> float:
+        """Bytes of the items' weights and of their kernels, of `kernel` bytes each."""
+        return self.bytes + kernel * self.kernels
+
+    @property
     def loss(self) -> float:
         """Predicted: the sum of the items' losses."""
         return sum(option.loss for option in self.options)
