@@ -20,7 +20,8 @@ _WARNINGS = ("-std=c11", "-Wall", "-Wextra", "-Werror")
 def link_code(triple: str, parts: Iterable[Path], output: Path) -> None:
     """Link `parts` (a backend's objects and its entry.c) with model.c into a code section: an ELF shared object that
     imports nothing and exports only model.h's functions. The same parts give the same bytes."""
-    flags = ("-ffreestanding", "-fno-builtin", "-fvisibility=hidden", "-fPIC", "-shared", "-nostdlib", "-s", "-O2")
+    flags = ("-ffreestanding", "-fno-builtin", "-fvisibility=hidden", "-fPIC", "-shared", "-nostdlib", "-s", "-O2",
+             "-fno-unwind-tables")  # fmt: skip
     sources = (*parts, SOURCES / "model.c")
     _zig("cc", "-target", triple, *_WARNINGS, *flags, f"-I{SOURCES}", *map(str, sources), "-o", str(output))
 
