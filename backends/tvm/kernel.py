@@ -22,7 +22,7 @@ from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import brain_float, sizes
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.operations import dtype_of, shape_of, widened
+from graphc.backends.tvm.operations import dtype_of, shape_of, type_of, widened
 from graphc.backends.tvm.placement import Halo, Placement
 from graphc.backends.tvm.sizes import Ranges
 from graphc.graph import concrete
@@ -321,6 +321,12 @@ class KernelBuilder:
             tensor = tensor.view(torch.uint16)
         offset = tensor.storage_offset() + int(place.offset)  # a weight may be a part of a larger tensor
         return torch.as_strided(tensor, shape_of(node), place.strides, offset).numpy()
+
+    def known(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
+        """The same, also of integers that are computed from weights alone: they are exact, whoever computes them."""
+        if node.op == "call_function" and self.at_load(node) and not type_of(node).dtype.is_floating_point:
+            return self.stored(node)
+        return self.array(node)
 
     def stored(self, node: fx.Node) -> np.ndarray[Any, Any]:
         """The value of what depends on weights alone, computed now: for templates that pack it in their own way."""

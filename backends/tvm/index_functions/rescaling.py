@@ -40,7 +40,7 @@ def _rescale(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
     if multiplier is None or shift is None:
         return _general(at, args, index, node, x)
     multiplier, shift = multiplier.ravel().astype(np.int64), shift.ravel().astype(np.int64)
-    low, high = (end - args["input_zero"] for end in along(args["x"], args["axis"], at.k.array))
+    low, high = (end - args["input_zero"] for end in along(args["x"], args["axis"], at.k.known))
 
     def table(values: np.ndarray[Any, Any]) -> Expr:
         if len(np.unique(values)) == 1:
@@ -58,7 +58,7 @@ def _rescale(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
         y = T.reinterpret("int32", rounded) - T.int32(_MAGIC_BITS)
     else:
         return _general(at, args, index, node, x)
-    first, last = unclamped(args, at.k.array)
+    first, last = unclamped(args, at.k.known)
     if args["qmin"] <= first.min() and last.max() <= args["qmax"]:
         return T.cast(y, dtype_of(node))
     return clamped(y, args["qmin"], args["qmax"], dtype_of(node))

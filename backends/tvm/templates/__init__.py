@@ -131,4 +131,4 @@ def unsupported(node: fx.Node, isa: InstructionSet) -> str | None:
     if select(group, isa) is not None:
         return None
     reasons = [template.matches(group, isa) for template in TEMPLATES if name_of(node) in template.OPERATORS]
-    return "; ".join(reason for reason in reasons if reason) or "no kernel computes this operator"
+    return "; ".join(dict.fromkeys(reason for reason in reasons if reason)) or "no kernel computes this operator"
