@@ -13,9 +13,10 @@ torchao's Int8..., Int4WeightOnly, GPTQ and AWQ configurations and all of Neural
 linear layers only: 0.2 % of the weights of ResNet-20, 4 % of ResNet-18's.
 
 Each row has top-1; the difference in points to float on the same images, and that of the last graphc row of the same
-bits to it, with their standard errors; the CPU's seconds to quantize; and bytes, all that the network stores: of
-graphc's (integer) graph; of the file that OpenVINO writes for NNCF's; of torchao's codes at their width (it stores 4
-bits in a byte), scales, biases and what stays in float. All calibrate on the same images. The full run:
+bits to it, with their standard errors; the CPU's seconds to quantize; and bytes, all that the network stores: the
+weights of graphc's artifact for this machine; of the file that OpenVINO writes for NNCF's; of torchao's codes at their
+width (it stores 4 bits in a byte), scales, biases and what stays in float. All calibrate on the same images. The full
+run:
 
     python -m graphc.tools.peers resnet20_jpeg --output tools/results/peers.json
     python -m graphc.tools.peers resnet18 mobilenet_v2 --iterations 20 --output tools/results/peers.json
@@ -40,7 +41,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphc.pipeline import PassContext, Pipeline
+import graphc
+from graphc.pipeline import FINISH, PassContext, Pipeline
 from graphc.tools import low_bits, statement
 from graphc.tools.assignment import against
 from graphc.tools.statement import Known
@@ -53,7 +55,7 @@ NETWORKS = {
     "mobilenet_v2": ("imagenet_eval/nips2017_224.npz", 32),
 }
 CALIBRATION = 300  # images
-Made = tuple[Callable[[Tensor], Tensor], int]  # images to logits; bytes
+Made = tuple[Callable[[Tensor], Tensor], Callable[[], int]]  # images to logits; bytes
 
 
 class Study(low_bits.Study):
@@ -73,8 +75,7 @@ class Study(low_bits.Study):
         spec = spec.replace("GROUP", str(self.group)).replace("ITERATIONS", str(self.options.iterations))
         context = PassContext(calibration=self.calibration, seed=self.options.seed)
         graph = Pipeline(f"{spec},eliminate_common_subexpressions,drop_unused").run(self.original, context)
-        stored = sum(tensor.nbytes for tensor in graph.weights.values())
-        return graph.run, stored
+        return graph.run, lambda: graphc.compile(graph, pipeline=FINISH).size.weights
 
     def nncf(self, quantize: Callable[[Any, Any], Any]) -> Made:
         """quantize(OpenVINO's model, the data set)."""
@@ -90,7 +91,7 @@ class Study(low_bits.Study):
             stored = Path(folder, "model.bin").stat().st_size
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         compiled = openvino.Core().compile_model(quantized, "CPU", settings)
-        return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0].copy()), stored
+        return lambda x: torch.from_numpy(compiled(x.contiguous().numpy())[0].copy()), lambda: stored
 
     def nncf_quantize(self, bits: int, fast: bool) -> Made:
         import nncf
@@ -133,7 +134,7 @@ class Study(low_bits.Study):
         prepared = prepare_pt2e(torch.export.export(self.entry.build(), (self.images[0],)).module(), quantizer)
         self._observe(prepared)
         model = move_exported_model_to_eval(convert_pt2e(prepared))
-        return model, _read_bytes(model, bits)
+        return model, lambda: _read_bytes(model, bits)
 
     def neural_compressor(self) -> Made:
         from neural_compressor.torch.export import export
@@ -142,7 +143,7 @@ class Study(low_bits.Study):
         prepared = prepare(export(self.entry.build(), example_inputs=(self.images[0],)), StaticQuantConfig())
         self._observe(prepared)
         model = convert(prepared)
-        return model, _read_bytes(model, 8)
+        return model, lambda: _read_bytes(model, 8)
 
     def _observe(self, prepared: nn.Module) -> None:
         with torch.no_grad():
@@ -165,7 +166,7 @@ class Study(low_bits.Study):
             quantize_(model, configuration, partial(takes, divided=divided))
         stored: list[Any] = list(model.parameters())
         parts = ((x.qdata, x.scale) if hasattr(x, "qdata") else (x,) for x in stored)
-        return model, _bytes((part for several in parts for part in several), bits)
+        return model, lambda: _bytes((part for several in parts for part in several), bits)
 
 
 def _read_bytes(model: Any, bits: int) -> int:
@@ -240,7 +241,7 @@ def row(study: Study, package: str, make: Callable[[Study], Made]) -> dict[str, 
     return {
         "top-1 %": round(top1, 3),
         "to float": against(hits, study.hits(study.judged[1])),
-        "bytes": stored,
+        "bytes": stored(),
         "CPU s": round(seconds, 1),
         "version": installed(package),
         "hits": np.packbits(np.array(list(hits), dtype=np.uint8)).tobytes().hex(),
