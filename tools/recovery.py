@@ -1,7 +1,7 @@
 """What training brings back: ResNet-20 at about one bit a weight, and the checks of codebooks and penalties on digits.
 
     python -m graphc.tools.recovery vectors sparsity --seeds 0 1 2 3 4 5 6 7 8 --output tools/results/recovery.json
-    python -m graphc.tools.recovery resnet20 --seeds 0 --steps 4000 --output tools/results/recovery.json
+    python -m graphc.tools.recovery resnet20 --seeds 0 1 2 --steps 8000 --output tools/results/recovery.json
 
 The first is of scikit-learn's digits and takes minutes; the second half an hour a seed on a core of its own, and goes
 on where it was stopped.
