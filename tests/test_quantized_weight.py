@@ -69,7 +69,7 @@ def test_the_artifact_stores_as_many_bits_as_are_asked_for():
         for batch in batches:
             assert (artifact.run(batch) == reference.run(batch).numpy()).all()
         constants = [operand.get("constant", "") for step in artifact.plan["steps"] for operand in step["operands"]]
-        assert any("multiplier" in note and note.endswith("as float32") for note in constants), "the sums' range is known"
+        assert any("multiplier" in note and "float32" in note for note in constants), "the range of sums is known"
         if bits < 8:
             assert f"int{bits}" in {row.format for row in artifact.report().rows}
     assert sizes[8] - sizes[4] >= weights * 0.5 - 128

@@ -13,19 +13,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import sympy
-import torch
 import tvm
 from torch import fx
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from graphc.backends.tvm import brain_float, sizes
-from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.operations import dtype_of, shape_of, type_of, widened
-from graphc.backends.tvm.placement import Halo, Placement
-from graphc.backends.tvm.sizes import Ranges
-from graphc.graph import concrete
+from graphc.backends.tvm import sizes
+from graphc.backends.tvm.operations import dtype_of, shape_of
+from graphc.backends.tvm.placement import Halo
+from graphc.backends.tvm.surroundings import Surroundings
 from graphc.tensor_type import Size
 
 Expr: TypeAlias = Any  # tvm.ir.Expr; TVM ships no types
@@ -172,19 +169,6 @@ def store_vector(buffer: tirx.Buffer, start: Expr, lanes: int, value: Expr) -> N
     T.buffer_store(buffer, value, [T.ramp(start, integer(1), lanes)])
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a kernel may know of the graph around it."""
-
-    isa: InstructionSet
-    ranges: Ranges
-    places: Mapping[fx.Node, Placement]
-    weights: Mapping[str, torch.Tensor]
-    at_load: frozenset[fx.Node]  # values that depend on weights only
-    looked_up: frozenset[fx.Node]  # stored parts of weights that embeddings read where they lie
-    tuned: Mapping[str, Mapping[str, int]]  # template parameters by workload
-
-
 class KernelBuilder:
     """Open with `with`; operands and buffers may be asked for at any point of the body."""
 
@@ -196,7 +180,7 @@ class KernelBuilder:
         self.reason = ""
         self.tiles = False
         self._overread = 0
-        self._around = around
+        self.around = around
         self._tuned = around.tuned.get(workload, {})
         self._choices: dict[str, Choice] = {}
         self._operands: list[Operand] = []
@@ -275,7 +259,7 @@ class KernelBuilder:
         """The value of a node, to read or to write."""
         if node not in self._views:
             dtype = dtype_of(node)
-            place = self._around.places[node]
+            place = self.around.places[node]
             buffer = self._parameter(Value(node), "uint8" if dtype == "bool" or place.flipped else dtype)
             strides = tuple(self.size(stride) for stride in place.strides)
             self._views[node] = TensorView(buffer, shape_of(node), strides, dtype)
@@ -283,61 +267,29 @@ class KernelBuilder:
 
     def strides(self, node: fx.Node) -> tuple[Size, ...]:
         """How the node's value lies in memory, in elements a logical dimension."""
-        return self._around.places[node].strides
+        return self.around.places[node].strides
 
     def halo(self, node: fx.Node) -> Halo | None:
         """What lies around the node's value in memory."""
-        return self._around.places[node].halo
+        return self.around.places[node].halo
 
     def at_load(self, node: fx.Node) -> bool:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""
-        return node in self._around.at_load
+        return node in self.around.at_load
 
     def looked_up(self, node: fx.Node) -> bool:
         """Whether an embedding reads this part of a weight as it is stored: another packing of it is made at load."""
-        return node in self._around.looked_up
+        return node in self.around.looked_up
 
     def may_overread(self, node: fx.Node, size: int) -> bool:
         """Whether `size` bytes behind the value can be read (nobody says what they hold): it lies in the arena."""
-        owner = self._around.places[node].owner
-        stays = owner in self._around.at_load or any(user.op == "output" for user in owner.users)
+        owner = self.around.places[node].owner
+        stays = owner in self.around.at_load or any(user.op == "output" for user in owner.users)
         return size == 0 or (owner.op == "call_function" and not stays)
 
     def overread(self, size: int) -> None:
         """Have room for `size` bytes behind the arena."""
         self._overread = max(self._overread, size)
-
-    def array(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
-        """The value of a weight, or of a view of one; None where it is not known at compile time."""
-        source = widened(node)
-        if source is not None:
-            bits = self.array(source)
-            return None if bits is None else brain_float.widen_array(bits)
-        place = self._around.places[node]
-        if place.owner.op != "get_attr":
-            return None
-        tensor = self._around.weights[str(place.owner.target)].detach().contiguous()
-        if tensor.dtype is torch.bfloat16:
-            tensor = tensor.view(torch.uint16)
-        offset = tensor.storage_offset() + int(place.offset)  # a weight may be a part of a larger tensor
-        return torch.as_strided(tensor, shape_of(node), place.strides, offset).numpy()
-
-    def known(self, node: fx.Node) -> np.ndarray[Any, Any] | None:
-        """The same, also of integers that are computed from weights alone: they are exact, whoever computes them."""
-        if node.op == "call_function" and self.at_load(node) and not type_of(node).dtype.is_floating_point:
-            return self.stored(node)
-        return self.array(node)
-
-    def stored(self, node: fx.Node) -> np.ndarray[Any, Any]:
-        """The value of what depends on weights alone, computed now: for templates that pack it in their own way."""
-        return self._evaluate(node).detach().contiguous().numpy()
-
-    def _evaluate(self, node: fx.Node) -> torch.Tensor:
-        if node.op == "get_attr":
-            return self._around.weights[str(node.target)]
-        args, kwargs = concrete((node.args, node.kwargs), self._evaluate, {})
-        result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-        return result
 
     def constant(self, array: np.ndarray[Any, Any], note: str) -> tirx.Buffer:
         """A flat buffer with the elements of `array`, packed at compile time; one for all that have the same note."""

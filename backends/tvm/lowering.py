@@ -19,12 +19,13 @@ from graphc.backends.tvm.entry import Call, Location, entry_c
 from graphc.backends.tvm.groups import Group, operators, partition, weights_only
 from graphc.backends.tvm.halo import fill_halo
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Constant, Kernel, KernelBuilder, Operand, Packed, Surroundings, Value, Workspace
+from graphc.backends.tvm.kernel import Constant, Kernel, KernelBuilder, Operand, Packed, Value, Workspace
 from graphc.backends.tvm.layout import arrange, elements
 from graphc.backends.tvm.link import link
 from graphc.backends.tvm.operations import TVM_DTYPES, name_of, shape_of, type_of
 from graphc.backends.tvm.placement import Placement
 from graphc.backends.tvm.sizes import Ranges, simplify
+from graphc.backends.tvm.surroundings import Surroundings
 from graphc.backends.tvm.templates import select, unsupported, without_tiles
 from graphc.backends.tvm.templates.multiply_accumulate import integer
 from graphc.backends.tvm.workload import workload

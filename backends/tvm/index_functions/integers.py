@@ -52,7 +52,7 @@ def _quantize(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr
 
 def _known_scalars(at: At, args: dict[str, Any]) -> tuple[np.float32, int] | None:
     """One scale and zero point for all, where they are known and of an ordinary size."""
-    scale, zero = at.k.array(args["scale"]), at.k.array(args["zero_point"])
+    scale, zero = at.k.around.array(args["scale"]), at.k.around.array(args["zero_point"])
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
         return None
     value, mantissa = np.float32(scale.item()), int(scale.view(np.uint32).item()) & 0x7FFFFF

@@ -36,11 +36,11 @@ _REACH = (1 << 22) - 1
 @index_function("graphc.rescale.default")
 def _rescale(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
     x = T.cast(at(args["x"], index), "int32")
-    multiplier, shift = at.k.array(args["multiplier"]), at.k.array(args["shift"])
+    multiplier, shift = at.k.around.array(args["multiplier"]), at.k.around.array(args["shift"])
     if multiplier is None or shift is None:
         return _general(at, args, index, node, x)
     multiplier, shift = multiplier.ravel().astype(np.int64), shift.ravel().astype(np.int64)
-    low, high = (end - args["input_zero"] for end in along(args["x"], args["axis"], at.k.known))
+    low, high = (end - args["input_zero"] for end in along(args["x"], args["axis"], at.k.around.known))
 
     def table(values: np.ndarray[Any, Any]) -> Expr:
         if len(np.unique(values)) == 1:
@@ -58,7 +58,7 @@ def _rescale(at: At, args: dict[str, Any], index: Index, node: fx.Node) -> Expr:
         y = T.reinterpret("int32", rounded) - T.int32(_MAGIC_BITS)
     else:
         return _general(at, args, index, node, x)
-    first, last = unclamped(args, at.k.known)
+    first, last = unclamped(args, at.k.around.known)
     if args["qmin"] <= first.min() and last.max() <= args["qmax"]:
         return T.cast(y, dtype_of(node))
     return clamped(y, args["qmin"], args["qmax"], dtype_of(node))

@@ -54,7 +54,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     rows = product(shape_of(args["input"])[:-1])
     mac = multiply_accumulate.floating(k.isa)
     width, lanes = mac.width, mac.lanes
-    codebook = k.stored(weight.codebook)
+    codebook = k.around.stored(weight.codebook)
     columns, pieces = (int(size) for size in shape_of(weight.indices))
     spaces, d = (codebook.shape[0] if codebook.ndim == 3 else 1), codebook.shape[-1]
     run = pieces // spaces  # neighbours that share a codebook
@@ -63,7 +63,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     largest = k.ranges.maximum(rows)
     height = min(range(1, mac.rows + 1), key=lambda r: (-(-largest // r), r))
     indices = _indices(k, weight, width)
-    scale = None if weight.scale is None else k.constant(k.stored(weight.scale).reshape(-1), "scales of rows")
+    scale = None if weight.scale is None else k.constant(k.around.stored(weight.scale).reshape(-1), "scales of rows")
     decode = _decoder(k, codebook, width)
     # The last tile may overlap the one before it: each has totals of its own.
     whole = k.ranges.minimum(rows) >= height
@@ -125,7 +125,7 @@ def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
     panels = -(-rows // width)
     if not k.looked_up(weight.codes):
         padded = np.zeros((panels * width, pieces), np.uint8)
-        padded[:rows] = k.stored(weight.indices)
+        padded[:rows] = k.around.stored(weight.indices)
         packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
         return k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
 

@@ -92,7 +92,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
 def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, signed: bool) -> Weight:
     """The weight as the kernel reads it. signed: 8-bit codes as int8."""
     rows, groups, width = int(shape_of(stored.codes)[0]), depth // stored.group, codes.width
-    given = None if stored.zero is None else k.array(stored.zero)
+    given = None if stored.zero is None else k.around.array(stored.zero)
     zero: Array = np.zeros(1, np.int32) if given is None else given.astype(np.int32)
     flip = 0  # of the bits of a stored code
     if dtype_of(stored.codes) == "int8":
@@ -108,7 +108,7 @@ def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int,
             array = padded.reshape(-1, width, groups).transpose(0, 2, 1)
         return k.constant(array.reshape(-1), f"{stored.codes.name}: {note}")
 
-    scale = k.stored(stored.scale)
+    scale = k.around.stored(stored.scale)
     zeros = int(zero.ravel()[0]) if zero.size == 1 else by_panel(zero.astype(np.int8 if signed else np.uint8), "zeros")
     packed, scales = _codes(k, stored, codes, depth, flip), by_panel(scale, "scales")
     return Weight(codes, packed, scales, scale.size == 1, zeros, stored.group, depth, k.isa.target)
@@ -116,7 +116,7 @@ def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int,
 
 def _codes(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, flip: int) -> tirx.Buffer:
     """The codes in panels, their bits flipped; packed at load where the stored ones are there for others anyway."""
-    values = k.stored(stored.codes)
+    values = k.around.stored(stored.codes)
     rows = len(values)
     if not k.looked_up(stored.codes):
         if stored.bits < 8:

@@ -108,7 +108,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     # An image of bytes of either sign, one channel after the other.
     reading = MultiplyAccumulate("depthwise", dtype_of(g.x), "int8", "int32", 1, lanes, 8, 1, lambda sums, a, b: sums)
     image = source_image(group, k, g, reading, joined=False, run=g.channels)
-    weights = k.array(g.weight)
+    weights = k.around.array(g.weight)
     assert weights is not None
     starts = [min(block * lanes, g.channels - lanes) for block in range(-(-g.channels // lanes))]
     packed = _packed(weights.reshape(g.channels, *g.kernel), rows, starts, lanes)

@@ -42,7 +42,7 @@ def matches(group: Group, isa: InstructionSet) -> str | None:
 def emit(group: Group, k: KernelBuilder) -> None:
     products, _, scale_node, q_node = group.nodes
     args = arguments(products)
-    codebook = k.array(args["codebook"])
+    codebook = k.around.array(args["codebook"])
     assert codebook is not None
     codewords, d = codebook.shape[-2:]
     pieces = arguments(q_node)["group"] // codewords

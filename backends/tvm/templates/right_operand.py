@@ -45,14 +45,14 @@ class RightOperand:
 
     def _sums(self, k: KernelBuilder) -> np.ndarray[Any, Any]:
         """int64 [matrix * columns]: the sum of each column of integer weights."""
-        known = k.known(self.node)
+        known = k.around.known(self.node)
         assert known is not None, f"{self.node}: integer products take weights"
         sums: np.ndarray[Any, Any] = self._packed_order(known).astype(np.int64).sum((2, 3)).ravel()
         return sums
 
     def packed(self, k: KernelBuilder, mac: Packing) -> tirx.Buffer:
         """The packed operand as a flat buffer of the kernel."""
-        stored = k.array(self.node)
+        stored = k.around.array(self.node)
         if stored is not None:
             return k.constant(pack(self._packed_order(stored), mac), f"{self.node.name} packed for {mac.name}")
         elements = packed_elements(*self._sizes, mac)
@@ -72,7 +72,7 @@ class RightOperand:
         """bias[n] + shift * (sum of the weights of n) for n = matrix * columns + column, as a function of n."""
         if shift == 0:
             return None if bias is None else lambda n: k.tensor(bias).load([n])
-        offset = None if bias is None else k.known(bias)
+        offset = None if bias is None else k.around.known(bias)
         sums = shift * self._sums(k) + (0 if offset is None else offset)
         table = k.constant(sums.astype(np.int32), f"{self.node.name}: bias less the zero point's share")
         if bias is None or offset is not None:
@@ -84,7 +84,7 @@ class RightOperand:
     ) -> Callable[[Expr, int], Expr] | None:
         """The same, where it is known at compile time, as a function of n and how many from there on, which may reach
         beyond the last column of a panel of `width`."""
-        offset = None if bias is None else k.known(bias)
+        offset = None if bias is None else k.around.known(bias)
         if offset is None and (bias is not None or shift == 0):
             return None
         sums = np.zeros(int(self.matrices * self.columns), np.int32) if offset is None else offset

@@ -80,7 +80,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
         vectors = k.parameter("vectors", default=4 if few else 2, options=(1, 2, 4))
         body = _two_of_four(k, weight, x, depth, vectors)
         if weight.scale is not None:
-            scale = k.constant(k.stored(weight.scale).reshape(-1), f"{weight.scale.name} of rows")
+            scale = k.constant(k.around.stored(weight.scale).reshape(-1), f"{weight.scale.name} of rows")
     else:
         vectors = int(shape_of(weight.values)[1]) // lanes
         body = _blocks(k, weight, x, vectors)
@@ -162,11 +162,11 @@ def _two_of_four(k: KernelBuilder, weight: TwoOfFour, x: tirx.Buffer, depth: int
         return np.ascontiguousarray(padded.reshape(-1, width, columns).transpose(0, 2, 1)).reshape(-1)
 
     codes = np.zeros((rows, words * WORD), np.uint32)
-    found = k.stored(weight.positions)
+    found = k.around.stored(weight.positions)
     codes[: found.shape[0], :kept] = found
     shifts = 2 * np.arange(WORD, dtype=np.uint32)
     packed = np.bitwise_or.reduce(codes.reshape(rows, words, WORD) << shifts, axis=-1).view(np.int32)
-    values = k.constant(panels(k.stored(weight.values), kept), f"{weight.values.name} in panels of {width}")
+    values = k.constant(panels(k.around.stored(weight.values), kept), f"{weight.values.name} in panels of {width}")
     places = k.constant(panels(packed, words), f"{weight.values.name}: positions, 16 to a word")
     pick = _Picker(k.isa)
 
@@ -224,7 +224,7 @@ class _Picker:
 def _blocks(k: KernelBuilder, weight: KeptBlocks, x: tirx.Buffer, vectors: int) -> TileBody:
     """values [block][column][row]; beside them each block's first column, and where each row of blocks begins."""
     lanes = k.isa.lanes("float32")
-    mask, stored = k.stored(weight.mask), k.stored(weight.values)
+    mask, stored = k.around.stored(weight.mask), k.around.stored(weight.values)
     _, height, width = stored.shape
     values = k.constant(np.ascontiguousarray(stored.transpose(0, 2, 1)), f"{weight.values.name} by columns")
     columns = k.constant((np.nonzero(mask)[1] * width).astype(np.int32), f"{weight.values.name}: first columns")

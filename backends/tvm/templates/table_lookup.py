@@ -46,7 +46,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.core
     source = QuantizedTables.of(anchor)
     assert source is not None
-    codes = k.stored(arguments(anchor)["indices"])
+    codes = k.around.stored(arguments(anchor)["indices"])
     columns, steps = codes.shape
     codewords = int(shape_of(arguments(anchor)["tables"])[-1])
     look = ByteTables.of(k.isa, codewords)

@@ -120,7 +120,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     filtering = INTEGER_FILTERING
     if mac.accumulator == "float32":
         filtering = FILTERINGS[k.parameter("tile", m, [size for size in (2, 4) if m % size == 0])]
-    elif max(abs(int(end)) for ends in along(anchor, 1, k.known) for end in ends) >= LARGEST_INTEGER:
+    elif max(abs(int(end)) for ends in along(anchor, 1, k.around.known) for end in ends) >= LARGEST_INTEGER:
         k.template = convolution.NAME
         convolution.emit(group, k)
         return
