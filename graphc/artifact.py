@@ -124,6 +124,11 @@ class Artifact:
         return Size(len(stored), len(self._sections["code"]), len(self._data))
 
     @property
+    def kernels(self) -> int:
+        """How many kernels the code has; equal ones are one."""
+        return len({step["kernel"] for step in self.plan["steps"]})
+
+    @property
     def coded(self) -> bool:
         """Whether the weights are stored entropy-coded; their `size` is then that of the code."""
         return "coded_weights" in self._sections

@@ -7,7 +7,7 @@ that was tried, then from ever larger ones, the first that does is it.
 Without, the assignment of least predicted loss is sought: what an artifact takes beyond its layers and their times
 (other weights, code and operators) is measured on each artifact, and left to the next; of those that keep the bounds
 the one whose outputs diverge least is best. Where time is bounded, int8 arithmetic for the whole network competes too.
-A size is of weights and code: layers alike share a kernel, and what one takes in a format is measured on one layer.
+A size is of weights and code: what a kernel takes is known from the first artifact, and layers alike share theirs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from graphc.artifact import Artifact
 from graphc.assignment import Assignment
 from graphc.assignment.integer_program import Measure, integer_program
 from graphc.board import Board
-from graphc.code_size import KernelSizes
 from graphc.errors import BudgetError
 from graphc.exploration import Space, space
 from graphc.graph import Graph
@@ -60,31 +59,18 @@ class Search:
     def __init__(self, source: Graph, ctx: PassContext, judge: Judge, build: Build, found: Space) -> None:
         self._source, self._ctx, self.judge, self._build, self.space = source, ctx, judge, build, found
         self.tried: dict[str, Tried] = {}
-        self._kernels = KernelSizes(found.clean, ctx)
+        self.kernel = 0.0  # bytes of a kernel: the mean over the first assignment that was tried
         bound = judge.budget.latency
         self.nanoseconds = None if bound is None else bound * 1e6
 
     def assignment(self, minimize: Measure = "loss", **bounds: float | None) -> Assignment:
-        """The best one, the code of its kernels counted. Raises BudgetError where nothing fits.
-
-        Kernels that are not known yet count nothing; so an assignment that takes none of them is the best of all.
-        """
-        while True:
-            kernels = dict(self._kernels.known)
-            found = integer_program(self.space.choices, minimize=minimize, kernels=kernels, **bounds)
-            sized = minimize == "bytes" or bounds.get("size") is not None
-            if not sized or kernels.keys() >= {option.format for option in found.options}:
-                return found
-            self.size(found)
-
-    def size(self, assignment: Assignment) -> int:
-        """Bytes of its weights and kernels."""
-        for text in sorted({option.format for option in assignment.options} - self._kernels.known.keys()):
-            self._kernels.measure(text)
-        return math.ceil(assignment.size(self._kernels.known))
+        """The best one, the code of its kernels counted. Raises BudgetError where nothing fits."""
+        return integer_program(self.space.choices, minimize=minimize, kernel=self.kernel, **bounds)
 
     def attempt(self, assignment: Assignment) -> Tried:
-        return self._attempt(str(assignment), self.space.pipeline(assignment), assignment)
+        row = self._attempt(str(assignment), self.space.pipeline(assignment), assignment)
+        self.kernel = self.kernel or row.figures.code / row.artifact.kernels
+        return row
 
     def preset(self, name: str) -> Tried:
         return self._attempt(name, Pipeline(PRESETS[name]), None)
@@ -161,8 +147,13 @@ def _smallest(state: Search) -> Tried | None:
         drop = state.attempt(assignment).figures.drop
         return drop is not None and budget.metric_drop is not None and drop <= budget.metric_drop
 
+    def size(assignment: Assignment) -> int:
+        return math.ceil(assignment.size(state.kernel))
+
     least, best = ends()
-    size = state.size
+    if least != best:  # what lies between tells what its code takes
+        state.attempt(state.assignment(size=math.isqrt(size(least) * size(best)), latency=time))
+        least, best = ends()
     low, high = size(least), size(best)  # the least size that keeps the bound is between them
     while high > low * _FINE + 1:
         middle = max(math.isqrt(low * high), low + 1)
@@ -205,8 +196,7 @@ def _nearest(state: Search) -> Tried | None:
         figures = state.attempt(assignment).figures
         if len(state.tried) == before:
             break
-        if budget.bytes is not None:
-            beside["bytes"] = max(beside["bytes"], figures.size - state.size(assignment))
+        beside["bytes"] = max(beside["bytes"], figures.size - assignment.size(state.kernel))
         if figures.milliseconds is not None:
             beside["nanoseconds"] = max(beside["nanoseconds"], figures.milliseconds * 1e6 - assignment.nanoseconds)
     return min(state.kept(), key=lambda row: (row.divergence, row.figures.size), default=None)

@@ -54,16 +54,6 @@ class Lowered:
         return Lowered(self._graph, report)
 
 
-class Kernels:
-    """All of `Lowered.KERNEL` bytes."""
-
-    def __init__(self, *rest: Any) -> None:
-        self.known: dict[str, float] = {}
-
-    def measure(self, text: str) -> None:
-        self.known[text] = Lowered.KERNEL
-
-
 def lowered(passes: Pipeline, source: Graph, ctx: PassContext, *rest: Any) -> tuple[Lowered, Graph]:
     graph = passes.run(source, ctx)
     return Lowered(graph, Report((), {}, {"pipeline": str(passes)})), graph
@@ -89,7 +79,6 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "layer_latencies", lambda source, ctx, formats: known)
     monkeypatch.setattr(acceptance, "latency", milliseconds)
     monkeypatch.setattr(compiler, "_build", lowered)
-    monkeypatch.setattr(search, "KernelSizes", Kernels)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +158,7 @@ def test_layers_alike_share_a_format_where_the_code_of_another_takes_more_than_i
 
     assert found().size <= 4500 and found().kernels == 1
     blind = integer_program
-    monkeypatch.setattr(search, "integer_program", lambda *args, kernels, **bounds: blind(*args, **bounds))
+    monkeypatch.setattr(search, "integer_program", lambda *args, kernel, **bounds: blind(*args, **bounds))
     with pytest.raises(BudgetError, match="no assignment of formats keeps the budget"):
         found()
 

@@ -46,13 +46,13 @@ class Assignment:
         return sum(option.bytes for option in self.options)
 
     @property
-    def kernels(self) -> set[tuple[str, str]]:
-        """The kernels that they take, as (kind, format): items of one kind in one format share theirs."""
-        return {(item.kind, option.format) for item, option in zip(self.items, self.options, strict=True)}
+    def kernels(self) -> int:
+        """How many kernels they take: items of one kind in one format share theirs."""
+        return len({(item.kind, option.format) for item, option in zip(self.items, self.options, strict=True)})
 
-    def size(self, kernels: Mapping[str, float]) -> float:
-        """Bytes of the items' weights and of their kernels; `kernels`: bytes of one, by format."""
-        return self.bytes + sum(kernels.get(text, 0.0) for _, text in self.kernels)
+    def size(self, kernel: float) -> float:
+        """Bytes of the items' weights and of their kernels, of `kernel` bytes each."""
+        return self.bytes + kernel * self.kernels
 
     @property
     def loss(self) -> float:

@@ -38,7 +38,7 @@ def test_similarity_is_the_rank_correlation(monkeypatch):
 
 def test_a_sweep_states_what_was_promised_and_what_was_kept(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 512), nn.ReLU(), nn.Linear(512, 4)).eval()  # code takes less than weights
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
     monkeypatch.setitem(budgets.MODELS, "small", SimpleNamespace(build=lambda: model))
     parts = {part: torch.randn(64, 16) for part in budgets.PARTS}
 
