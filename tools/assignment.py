@@ -7,18 +7,22 @@ resnet20     ResNet-20 at 8, 16 and 24 times fewer bytes of weights than fp32: m
 reach        the mixed one at 16 times, recovered for longer
 sensitivity  seconds of ResNet-18's gradient sensitivity over all formats, and of the integer program
 
-The full run, which goes on where it was stopped, and the figure:
+The full run, which goes on where it was stopped, and the figure (an hour and a half on a core of its own):
 
-    python -m graphc.tools.assignment --output tools/results/assignment.json --plot tools/results/assignment.png
+    python -m graphc.tools.assignment resnet20 --steps 400 --gates 100 --seeds 0 1 2 \\
+        --output tools/results/assignment.json --plot tools/results/assignment.png
 
-Bytes are those of all weights that the graph stores. "top-1 %" is of the compressed graph in torch on the first images
-of jpeg_test; formats are chosen and encoded by 320 images of jpeg_train, and recovery reads all of them. "against" is
-the difference in top-1 to the mixed integer program (`reach`: to fp32) on the same images, with its standard error.
+Bytes are those of all weights that the graph stores. "top-1 %" is of the compressed graph in torch on jpeg_test;
+formats are chosen and encoded by 320 images of jpeg_train, and recovery reads all of them, in an order of each seed;
+its top-1 is the mean of the seeds. "against" is the difference in top-1 to the mixed integer program (`reach`: to fp32)
+on the same images and of the same seeds, with the standard error that the choice of images leaves.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,6 +153,7 @@ class Study:
             spec = spec.replace(slow, fast)
         return size(self.compressed(spec))
 
+    @cache  # noqa: B019
     def compressed(self, spec: str) -> Graph:
         """The graph after passes `compress`, all of which encode by the float graph's moments."""
         graph = self.graph
@@ -156,13 +161,27 @@ class Study:
             graph = each.encoded(graph, self.moments, self.ctx)  # type: ignore[attr-defined]
         return Pipeline(ONCE).run(graph, self.ctx)
 
-    def recovered(self, graph: Graph, steps: int, checkpoint: Path | None) -> Graph:
+    def recovered(self, graph: Graph, steps: int, seed: int, checkpoint: Path | None) -> Graph:
         """The graph trained towards the float one's logits on batches of unlabelled training images."""
         images, _ = training_images(self.entry)
-        training = Training(steps, _RATE, warmup=min(20, steps), checkpoint=checkpoint, interval=25)
+        training = Training(steps, _RATE, warmup=min(20, steps), seed=seed, checkpoint=checkpoint, interval=25)
         towards = Distillation(temperature=4, precision="bf16")
-        made = recover(self.graph, graph, Samples((images,), _STEP, 0, augmented), training, towards)
+        made = recover(self.graph, graph, Samples((images,), _STEP, seed, augmented), training, towards)
         return Pipeline(ONCE).run(made, self.ctx)
+
+    @cache  # noqa: B019
+    def judged(self, spec: str, steps: int, seed: int, limit: int | None, folder: Path | None) -> tuple[int, str]:
+        """Bytes and `right` of the graph after the passes and, if any, steps of recovery, which a folder keeps."""
+        graph = self.compressed(spec)
+        if not steps:
+            return size(graph), self.right(graph, limit)
+        name = hashlib.sha256(f"{spec} {steps} {seed}".encode()).hexdigest()[:16]
+        checkpoint = folder and folder / f"recovery-{name}.safetensors"
+        made = self.recovered(graph, steps, seed, checkpoint)
+        found = size(made), self.right(made, limit)
+        if checkpoint:
+            checkpoint.unlink()
+        return found
 
     def right(self, graph: Graph, limit: int | None) -> str:
         """For each test image whether it is predicted as labelled, 1 or 0."""
@@ -193,17 +212,16 @@ def _linears() -> list[tuple[str, str]]:
     return [*found, ("binary", "compress{format=binary}")]
 
 
-def against(mine: str, others: str) -> str:
-    """The difference of two top-1 on the same images in points, with its standard error."""
-    differences = torch.tensor([int(a) - int(b) for a, b in zip(mine, others, strict=True)], dtype=torch.float64)
+def against(mine: Sequence[str], others: Sequence[str]) -> str:
+    """The mean difference of the top-1 of runs on the same images in points, with the images' standard error."""
+    pairs = zip(mine, others, strict=True)
+    runs = torch.tensor([[int(a) - int(b) for a, b in zip(*pair, strict=True)] for pair in pairs], dtype=torch.float64)
+    differences = runs.mean(0)
     return f"{100 * float(differences.mean()):+.2f} +- {100 * float(differences.std()) / len(differences) ** 0.5:.2f}"
 
 
 def resnet20(options: argparse.Namespace, known: Known) -> None:
-    study = Study(known)
-    total = known.once("fp32 bytes", size, study.graph)
-    right = known.once("fp32 | right", study.right, study.graph, options.limit)
-    known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
+    study, total = begun(options, known)
     ways = {ratio: study.ways(total // ratio, options.gates) for ratio in RATIOS}
     for way in next(iter(ways.values())):  # the quick ones of all budgets first
         for ratio in RATIOS:
@@ -211,12 +229,17 @@ def resnet20(options: argparse.Namespace, known: Known) -> None:
 
 
 def reach(options: argparse.Namespace, known: Known) -> None:
+    study, total = begun(options, known)
+    row(study, known, "16x", study.ways(total // 16, 0)[MIXED], options, "fp32", options.reach)
+
+
+def begun(options: argparse.Namespace, known: Known) -> tuple[Study, int]:
+    """The study and the bytes of the original, which is judged first."""
     study = Study(known)
-    total = size(study.graph)
-    right = known.once("fp32 | right", study.right, study.graph, options.limit)
-    known["images"], known["fp32 top-1 %"] = len(right), 100 * right.count("1") / len(right)
-    choose = study.ways(total // 16, 0)[MIXED]
-    row(study, known, "16x", choose, options, "fp32", options.reach)
+    total, right = known.once("fp32 | original", study.judged, "", 0, 0, options.limit, None)
+    known["images"], known["fp32 bytes"] = len(right), total
+    known["fp32 top-1 %"] = 100 * right.count("1") / len(right)
+    return study, total
 
 
 def chosen(known: Known, name: str, choose: Callable[[], str]) -> str:
@@ -239,25 +262,30 @@ def row(
 ) -> None:
     """Choose, compress, recover and judge; each is kept as soon as it is there."""
     spec = chosen(known, name, choose)
-    if name in known or not spec:
+    if not spec:
         return
-    graph = study.compressed(spec)
-    stages = {"": graph}
-    found: dict[str, Any] = {"bytes": size(graph), "times smaller": size(study.graph) / size(graph)}
-    if steps:
-        checkpoint = options.output and options.output.parent / f"{name.replace(' ', '_')}.safetensors"
-        stages["recovered"] = study.recovered(graph, steps, checkpoint)
-        found["recovered bytes"] = size(stages["recovered"])
-    for stage, made in stages.items():
-        key = f"{stage} top-1 %".strip()
-        right = known.once(f"{name} | {stage or 'encoded'} right", study.right, made, options.limit)
-        found[key] = 100 * right.count("1") / len(right)
-        reference = known.get(f"{other} | {stage or 'encoded'} right", known.get(f"{other} | right"))
-        if reference is not None and other != name:
-            found[f"{key}, against"] = against(right, reference)
-    known[name] = found
-    if steps and checkpoint:
-        checkpoint.unlink()
+    folder = options.output and options.output.parent
+    found: dict[str, Any] = {}
+    stages = {
+        "": {"encoded": (0, 0)},
+        "recovered ": {f"recovered, seed {seed}": (steps, seed) for seed in options.seeds if steps},
+    }
+    for stage, records in stages.items():
+        runs = [
+            known.once(f"{name} | {record}", study.judged, spec, *trained, options.limit, folder)
+            for record, trained in records.items()
+        ]
+        if not runs:
+            continue
+        shares = [100 * right.count("1") / len(right) for _, right in runs]
+        found[f"{stage}bytes"] = max(taken for taken, _ in runs)
+        found[f"{stage}top-1 %"] = statistics.fmean(shares)
+        if len(shares) > 1:
+            found[f"{stage}top-1 %, each seed"] = ", ".join(f"{share:.2f}" for share in shares)
+        others = [known.get(f"{other} | {record}", known.get(f"{other} | original")) for record in records]
+        if other != name and None not in others:
+            found[f"{stage}top-1 %, against"] = against([right for _, right in runs], [right for _, right in others])
+    known[name] = found | {"times smaller": size(study.graph) / found["bytes"]}
 
 
 def sensitivity(options: argparse.Namespace, known: Known) -> None:
@@ -306,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--gates", type=int, default=400, help="steps of the gates' training")
         parser.add_argument("--steps", type=int, default=100, help="of recovery, for each row of resnet20; 0: none")
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of recovery")
         parser.add_argument("--reach", type=int, default=1500, help="steps of recovery in the figure of that name")
         parser.add_argument("--plot", type=Path, help="draw resnet20 into an image file")
 

@@ -11,9 +11,15 @@ from graphc.tools import assignment
 
 
 def test_against_is_paired():
-    assert assignment.against("1100", "1010") == "+0.00 +- 40.82"
-    assert assignment.against("1111", "1111") == "+0.00 +- 0.00"
-    assert assignment.against("1011", "0000").startswith("+75.00")
+    assert assignment.against(["1100"], ["1010"]) == "+0.00 +- 40.82"
+    assert assignment.against(["1111"], ["1111"]) == "+0.00 +- 0.00"
+    assert assignment.against(["1011"], ["0000"]).startswith("+75.00")
+    assert assignment.against(["1011", "0011"], ["0000", "0000"]).startswith("+62.50")
+
+
+def test_a_second_seed_does_not_make_images_more():
+    once, twice = (assignment.against(["1101"] * count, ["0110"] * count) for count in (1, 2))
+    assert once == twice
 
 
 @pytest.fixture
@@ -54,8 +60,15 @@ def test_rows_keep_the_bytes_and_a_stopped_run_goes_on(few, tmp_path, monkeypatc
 
 def test_reach_recovers_in_the_same_bytes(few, tmp_path):
     output = tmp_path / "figures.json"
-    assert assignment.main(["reach", "--limit", "20", "--reach", "1", "--output", str(output)]) == 0
-    row = json.loads(output.read_text())["reach, limit 20, reach 1"]["16x"]
+    arguments = ["reach", "--limit", "20", "--reach", "1", "--output", str(output), "--seeds"]
+    assert assignment.main([*arguments, "0"]) == 0
+    one = json.loads(output.read_text())["reach, limit 20, reach 1"]
+    assert assignment.main([*arguments, "0", "1"]) == 0
+    two = json.loads(output.read_text())["reach, limit 20, reach 1"]
+    row = two["16x"]
     assert row["recovered bytes"] == row["bytes"]
     assert "+-" in row["recovered top-1 %, against"]
+    assert two["16x | recovered, seed 0"] == one["16x | recovered, seed 0"] != two["16x | recovered, seed 1"]
+    shares = [float(share) for share in row["recovered top-1 %, each seed"].split(", ")]
+    assert len(shares) == 2 and row["recovered top-1 %"] == sum(shares) / 2
     assert [file.name for file in tmp_path.iterdir()] == ["figures.json"], "the checkpoint has served its turn"
