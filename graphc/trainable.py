@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from graphc.graph import Graph, arguments
 
@@ -26,9 +27,9 @@ class Trainable(nn.Module):
 
     Parameters are copies of all floating weights but those whose name matches `frozen` (shell patterns), running means
     and variances, and masks (which hold infinities); these, and integers, are buffers. Each is named as the node that
-    reads it. In training mode batch normalization uses the batch's statistics and updates the running ones, as in
-    torch; in evaluation mode, where a module starts, it is what the graph says. Under torch.autocast products are
-    computed in its dtype.
+    reads it. One that is stored in fewer than 32 bits is trained in 32, and rounded wherever it is read. In training
+    mode batch normalization uses the batch's statistics and updates the running ones, as in torch; in evaluation mode,
+    where a module starts, it is what the graph says. Under torch.autocast products are computed in its dtype.
     """
 
     def __init__(self, graph: Graph, frozen: Sequence[str] = ()) -> None:
@@ -36,6 +37,7 @@ class Trainable(nn.Module):
         self._source = graph
         self._running = graph.clone()
         self._places: dict[str, str] = {}  # name of a weight -> name of its parameter or buffer
+        self._stored: dict[str, torch.dtype] = {}  # name of a parameter's weight -> its type
         statistics = {
             str(used.target)
             for node in graph.calls
@@ -52,7 +54,8 @@ class Trainable(nn.Module):
             value = graph.weights[name].detach().clone()
             trained = value.is_floating_point() and name not in statistics and bool(value.isfinite().all())
             if trained and not any(fnmatch(name, pattern) for pattern in frozen):
-                self.register_parameter(place, nn.Parameter(value))
+                self._stored[name] = value.dtype
+                self.register_parameter(place, nn.Parameter(value.to(torch.promote_types(value.dtype, torch.float32))))
             else:
                 self.register_buffer(place, value)
         replaced: dict[Any, Callable[..., Any]] = {aten.convolution.default: _convolution}
@@ -68,7 +71,7 @@ class Trainable(nn.Module):
 
     def run_flat(self, leaves: Sequence[Tensor], observe: Callable[[fx.Node, Any], None] | None = None) -> list[Tensor]:
         """The flat results; `observe(node, value)` sees each operator's result, with its gradient's history."""
-        self._running.weights = {name: getattr(self, place) for name, place in self._places.items()}
+        self._running.weights = {name: self._read(name) for name in self._places}
         return self._running.run_flat(leaves, observe)
 
     def weight(self, name: str) -> Tensor:
@@ -76,12 +79,21 @@ class Trainable(nn.Module):
         value: Tensor = getattr(self, self._places[name])
         return value
 
+    def parametrize(self, name: str, made: nn.Module) -> None:
+        """Let the parameter of a weight be what `made` computes of the one that is trained from now on."""
+        parametrize.register_parametrization(self, self._places[name], made)
+
     def graph(self) -> Graph:
         """The graph with the weights as they are now, in copies."""
         result = self._source.clone()
         for name in self._places:
-            result.weights[name] = self.weight(name).detach().cpu().clone()
+            result.weights[name] = self._read(name).detach().cpu().clone()
         return result
+
+    def _read(self, name: str) -> Tensor:
+        """The value as it is stored; torch passes the gradient of a conversion on."""
+        value = self.weight(name)
+        return value.to(self._stored.get(name, value.dtype))
 
     def _native(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float,

@@ -2,8 +2,8 @@
 
     min  sum over results of |y' - y|^2 / |y|^2
 
-over the weights behind `linear` and `vector` formats, their scales and codewords, and all that is stored in f32
-(graphc.training.recovery). The original is the graph before the first lossy pass of the run (`ctx.original`); formats and
+over all that is stored: floats, and the weights in full precision that codes follow (graphc.training.recovery), but for
+the places of what sparse formats keep. The original is the graph before the first lossy pass of the run (`ctx.original`); formats and
 bytes stay as they are. What was learned is dropped where it does not lessen the error on the data.
 
 compress{format="linear(bits=2)"},recover{steps=20}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,14 +17,33 @@ def expand_2_4(values: Tensor, positions: Tensor) -> Tensor:
     """
     pairs = values.to(torch.float32).unflatten(-1, (-1, 2))
     dense = pairs.new_zeros([*pairs.shape[:-1], 4])
-    places = positions.unflatten(-1, (-1, 2)).to(torch.int64)
-    expanded: Tensor = dense.scatter(-1, places, pairs).flatten(-2)
+    expanded: Tensor = dense.scatter(-1, _places(positions), pairs).flatten(-2)
     return expanded
+
+
+def _places(positions: Tensor) -> Tensor:
+    places: Tensor = positions.unflatten(-1, (-1, 2)).to(torch.int64)
+    return places
 
 
 @expand_2_4.register_fake
 def _(values: Tensor, positions: Tensor) -> Tensor:
     return values.new_empty([*values.shape[:-1], values.shape[-1] * 2], dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """For a gradient: where the values, whose type it has, lie."""
+    ctx.dtype = inputs[0].dtype
+    ctx.save_for_backward(inputs[1])
+
+
+def _gradient_2_4(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    (positions,) = ctx.saved_tensors
+    kept = gradient.unflatten(-1, (-1, 4)).gather(-1, _places(positions))
+    return kept.flatten(-2).to(ctx.dtype), None
+
+
+expand_2_4.register_autograd(_gradient_2_4, setup_context=_keep)
 
 
 @torch.library.custom_op("graphc::expand_blocks", mutates_args=())
@@ -44,6 +65,16 @@ def _(values: Tensor, mask: Tensor) -> Tensor:
     return values.new_empty(shape, dtype=torch.float32)
 
 
+def _gradient_blocks(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    (mask,) = ctx.saved_tensors
+    rows, columns = mask.shape
+    blocks = gradient.unflatten(1, (columns, -1)).unflatten(0, (rows, -1)).transpose(1, 2)
+    return blocks[mask.to(torch.bool)].to(ctx.dtype), None
+
+
+expand_blocks.register_autograd(_gradient_blocks, setup_context=_keep)
+
+
 @torch.library.custom_op("graphc::expand_gaps", mutates_args=())
 def expand_gaps(values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor:
     """A matrix of the values that are kept, row by row, each with the number of noughts before it.
@@ -51,13 +82,24 @@ def expand_gaps(values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor
     values: f16 or f32 [kept]. gaps: uint8 [kept], since the value before or the start; value i lies at element
     (gaps[0] + 1) + ... + (gaps[i] + 1) - 1 of the matrix. Returns f32 [rows, columns].
     """
-    places = (gaps.to(torch.int64) + 1).cumsum(0) - 1
     dense = torch.zeros(rows * columns)
-    dense[places] = values.to(torch.float32)
+    dense[_filled(gaps)] = values.to(torch.float32)
     return dense.reshape(rows, columns)
+
+
+def _filled(gaps: Tensor) -> Tensor:
+    return (gaps.to(torch.int64) + 1).cumsum(0) - 1
 
 
 @expand_gaps.register_fake
 def _(values: Tensor, gaps: Tensor, rows: int, columns: int) -> Tensor:
     torch._check(values.shape == gaps.shape, lambda: f"{values.shape[0]} values for {gaps.shape[0]} gaps")
     return values.new_empty([rows, columns], dtype=torch.float32)
+
+
+def _gradient_gaps(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    (gaps,) = ctx.saved_tensors
+    return gradient.flatten()[_filled(gaps)].to(ctx.dtype), None, None, None
+
+
+expand_gaps.register_autograd(_gradient_gaps, setup_context=_keep)

@@ -12,6 +12,8 @@ codewords of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,14 @@ def lookup(indices: Tensor, codebook: Tensor) -> Tensor:
 
     indices: uint8 [..., J]. codebook: f16 or f32, [codewords, d] or [spaces, codewords, d]. Returns f32 [..., J * d].
     """
-    spaces, codewords, d = _sizes(codebook)
+    return codebook.to(torch.float32).flatten(0, -2)[_rows(indices, codebook)].flatten(-2)
+
+
+def _rows(indices: Tensor, codebook: Tensor) -> Tensor:
+    """The places of the codewords among those of all spaces, i64 [..., J]."""
+    spaces, codewords, _ = _sizes(codebook)
     first = torch.arange(spaces).repeat_interleave(indices.shape[-1] // spaces) * codewords
-    return codebook.to(torch.float32).reshape(-1, d)[indices.to(torch.int64) + first].flatten(-2)
+    return indices.to(torch.int64) + first
 
 
 @lookup.register_fake
@@ -36,6 +43,23 @@ def _(indices: Tensor, codebook: Tensor) -> Tensor:
     if indices.shape[-1] % spaces:
         raise RuntimeError(f"{indices.shape[-1]} pieces are no whole number of runs for {spaces} codebooks")
     return indices.new_empty([*indices.shape[:-1], indices.shape[-1] * d], dtype=torch.float32)
+
+
+def _keep_lookup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _lookup_gradient(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+    indices, codebook = ctx.saved_tensors
+    d = codebook.shape[-1]
+    # Against index_add, the gradient of an embedding is summed in one order.
+    summed = torch.ops.aten.embedding_dense_backward(
+        gradient.unflatten(-1, (-1, d)).contiguous(), _rows(indices, codebook), codebook.numel() // d, -1, False
+    )
+    return None, summed.reshape(codebook.shape).to(codebook.dtype)
+
+
+lookup.register_autograd(_lookup_gradient, setup_context=_keep_lookup)
 
 
 @torch.library.custom_op("graphc::partial_products", mutates_args=())

@@ -6,6 +6,8 @@ kernel reads the stored form never computes the dense one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,11 +49,17 @@ def dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor | None, group
     q: int8 or uint8 [..., K]. scale: f16 or f32, broadcasts to [..., K / group]. zero_point: int8 or uint8, broadcasts
     to the same, or None for nought. Returns f32 [..., K].
     """
+    decoded: Tensor = _steps(q, zero_point, group) * scale.to(torch.float32).unsqueeze(-1)
+    return decoded.flatten(-2)
+
+
+def _steps(q: Tensor, zero_point: Tensor | None, group: int) -> Tensor:
+    """q - zero_point, f32 [..., K / group, group]."""
     steps = q.to(torch.int32).unflatten(-1, (-1, group))
     if zero_point is not None:
         steps = steps - zero_point.to(torch.int32).unsqueeze(-1)
-    decoded: Tensor = steps.to(torch.float32) * scale.to(torch.float32).unsqueeze(-1)
-    return decoded.flatten(-2)
+    result: Tensor = steps.to(torch.float32)
+    return result
 
 
 @dequantize_groups.register_fake
@@ -62,6 +70,20 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor | None, group: int) -> Tensor
         if parameter is not None:
             parameter.expand(groups)  # raises where it does not broadcast
     return q.new_empty(q.shape, dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+    q, scale, zero_point, ctx.group = inputs
+    ctx.save_for_backward(q, scale, zero_point)
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+    q, scale, zero_point = ctx.saved_tensors
+    felt = gradient.unflatten(-1, (-1, ctx.group)) * _steps(q, zero_point, ctx.group)
+    return None, felt.sum(-1).sum_to_size(scale.shape).to(scale.dtype), None, None
+
+
+dequantize_groups.register_autograd(_gradient, setup_context=_keep)
 
 
 @torch.library.custom_op("graphc::quantize_dynamic", mutates_args=())

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from glob import escape
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +27,7 @@ from graphc.progress import Progress, silent
 from graphc.tensor_type import TensorType
 from graphc.trainable import Trainable
 from graphc.training.loop import Batch, Training, train
+from graphc.training.stored_weight import compressed_trainable
 
 _EMBEDDING = "a result"  # no node has this name
 
@@ -168,43 +168,19 @@ def distill(
 ) -> Graph:
     """The student after training towards the teacher: a new graph, or the Trainable's own, trained in place.
 
-    Of a student with compressed weights, what is stored in f32 beside them is trained: biases and normalizations.
+    Of a student with compressed weights, all that is stored as floats is trained; codes stay (compressed_trainable).
     metric: of the student as it is, shown as progress. With a checkpoint in `training`, a killed run goes on to the
     same result. Raises TrainingError as DistillationLoss and graphc.training.loop.train do.
 
     >>> small = distill(pruned, original, Samples((images,), 64), Distillation(features=0.1, nodes=("relu_4",)))
     """
     options = training or Training(what="distilling")
-    module = student if isinstance(student, Trainable) else Trainable(student, decoded_weights(student))
+    module = student if isinstance(student, Trainable) else compressed_trainable(student)
     loss = DistillationLoss(module, teacher, distillation or Distillation(), options.seed)
     trained = nn.ModuleDict({"student": module, "maps": loss.maps}) if len(loss.maps) else module
     shown = None if metric is None else lambda: metric(module.graph())
     train(trained, loss, batches, options, shown, progress)
     return module.graph()
-
-
-def decoded_weights(graph: Graph) -> list[str]:
-    """Patterns of the weights that operators of graphc read, which have no gradient.
-
-    Raises TrainingError where such an operator takes a value that depends on the inputs.
-    """
-    of_inputs: set[fx.Node] = set()
-    frozen: set[str] = set()
-    behind: dict[fx.Node, set[str]] = {}
-    for node in graph:
-        used = node.all_input_nodes
-        behind[node] = {str(node.target)} if node.op == "get_attr" else set().union(*(behind[each] for each in used))
-        if node.op == "placeholder" or any(each in of_inputs for each in used):
-            of_inputs.add(node)
-        if node.op == "call_function" and str(node.target).startswith("graphc."):
-            if node in of_inputs:
-                where = f" of layer '{node.meta['path']}'" if node.meta["path"] else ""
-                raise TrainingError(
-                    f"%{node.name}{where} is {node.target}, through which no gradient passes: train the graph before "
-                    "its activations are quantized"
-                )
-            frozen |= behind[node]
-    return [escape(name) for name in sorted(frozen)]
 
 
 def _result(graph: Graph, place: int) -> fx.Node:

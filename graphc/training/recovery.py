@@ -14,21 +14,23 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 
 from graphc import formats
 from graphc.encoding.grid import Grid
-from graphc.formats import Stored
+from graphc.expressions import Sum
+from graphc.formats import Format, Stored
+from graphc.formats.binary import Binary
 from graphc.formats.linear import Linear
 from graphc.formats.vector import Vector
 from graphc.graph import Graph
+from graphc.pipeline import Pipeline
 from graphc.progress import Progress, silent
 from graphc.trainable import Trainable
 from graphc.training import straight_through
-from graphc.training.distillation import Distillation, DistillationLoss, decoded_weights
+from graphc.training.distillation import Distillation, DistillationLoss
 from graphc.training.fake_quantization import LAYERS, StepSize
 from graphc.training.loop import Batch, Training, train
-from graphc.training.stored_weight import LATENT, expressed
+from graphc.training.stored_weight import LATENT, compressed_trainable, expressed
 from graphc.training.vectors import Codebook, VectorTraining, VectorWeight
 
 aten = torch.ops.aten
@@ -106,42 +108,75 @@ class _SquaredError:
 
 
 def recoverable(original: Graph, compressed: Graph) -> Trainable:
-    """A Trainable of the compressed graph, with weights of `original` behind the formats that round them."""
-    graph = compressed.clone()
+    """A Trainable of the compressed graph, in which all that is stored is trained, but for the places of kept values.
+
+    What `linear`, `vector`, `binary` and sums of vectors decode to follows a weight in full precision, whose codes are
+    found anew in each step: the one of `original` where it is a layer's whole weight, else (a term, a factor, the
+    values of `sparse`) what it decodes to now, from which the signs of a product seldom turn. Of other formats the
+    floats are trained (compressed_trainable).
+    """
+    graph = Pipeline("eliminate_common_subexpressions").run(compressed).clone()
     floats = {node.name: original.weight(node.args[1]) for node in original.calls if node.target in LAYERS}
-    found: dict[fx.Node, tuple[str, Stored, Tensor]] = {}  # by decoding: the weight's name, its form, its value
-    for layer in graph.calls:
-        weight = floats.get(layer.name) if layer.target in LAYERS else None
-        decoding = layer.args[1] if weight is not None else None
-        if not isinstance(decoding, fx.Node) or decoding in found:
-            continue
-        stored = formats.recognize(decoding.args[0] if decoding.target is aten.view.default else decoding)  # type: ignore[arg-type]
-        if weight is not None and stored is not None and isinstance(stored.format, Linear | Vector):
-            name = str(stored.parts["codes"].target).removesuffix(".codes")
-            found[decoding] = (f"{name}{LATENT}", stored, weight)
-    for decoding, (name, _, weight) in found.items():
+    found: dict[str, tuple[Stored, dict[str, Tensor]]] = {}  # by latent weight: the form and its parts
+    for decoding, stored in _rounding(graph):
+        parts = {part: graph.weights[str(node.target)] for part, node in stored.parts.items()}
+        rows, columns = decoding.meta["type"].shape
+        whole = next((floats[layer.name] for layer in _layers(decoding) if floats.get(layer.name) is not None), None)
+        weight = stored.format.decode(parts, (rows, columns)) if whole is None else whole.reshape(rows, columns)
+        part, node = next(iter(stored.parts.items()))
         with graph.at(decoding):
-            decoding.replace_all_uses_with(graph.add_weight(name, weight))
-    parts = {name: {part: graph.weights[str(node.target)] for part, node in stored.parts.items()}
-             for name, stored, _ in found.values()}  # fmt: skip
+            reading = graph.add_weight(f"{str(node.target).removesuffix(f'.{part}')}{LATENT}", weight)
+        decoding.replace_all_uses_with(reading)
+        found[str(reading.target)] = stored, parts
     graph.drop_unused()
-    module = Trainable(graph, decoded_weights(graph))
+    module = compressed_trainable(graph)
     codebooks: dict[int, Codebook] = {}  # a shared one is one tensor under several names
-    for name, stored, _ in found.values():
-        latent = module.weight(name)
-        place = next(place for place, value in module.named_parameters() if value is latent)
-        if isinstance(stored.format, Vector):
-            value = parts[name]["codebook"]
-            if id(value) not in codebooks:
-                codebooks[id(value)] = Codebook(value.to(torch.float32), trained=True)
-            options = VectorTraining(stored.format, "euclidean")
-            made: nn.Module = VectorWeight(name, options, stored.format, codebooks[id(value)])
-        else:
-            made = _linear(name, stored.format, parts[name])  # type: ignore[arg-type]
+    for name, (stored, parts) in found.items():
+        if isinstance(stored.format, Linear):
+            made = _linear(name, stored.format, parts)
+            latent = module.weight(name)
             with torch.no_grad():
-                latent.copy_(_kept(latent, made, stored.format, parts[name]))  # type: ignore[arg-type]
-        parametrize.register_parametrization(module, place, made)
+                latent.copy_(_kept(latent, made, stored.format, parts))
+            module.parametrize(name, made)
+            continue
+        read = [value for part, value in parts.items() if part.endswith("codebook")]
+        for value in read:
+            if id(value) not in codebooks:
+                codebooks[id(value)] = Codebook(value.to(torch.float32), trained=not isinstance(stored.format, Binary))
+        options = VectorTraining(_codewords(stored.format) or stored.format, "euclidean")
+        module.parametrize(name, VectorWeight.of(name, options, [codebooks[id(value)] for value in read]))
     return module
+
+
+def _rounding(graph: Graph) -> list[tuple[fx.Node, Stored]]:
+    """The decodings of formats with codes, in order; those inside of another are a part of it."""
+    found: list[tuple[fx.Node, Stored]] = []
+    inside: set[fx.Node] = set()
+    for node in reversed(list(graph.calls)):
+        if node in inside:
+            inside.update(node.all_input_nodes)
+        elif (stored := formats.recognize(node)) and (isinstance(stored.format, Linear) or _codewords(stored.format)):
+            found.append((node, stored))
+            inside.update(node.all_input_nodes)
+    return found[::-1]
+
+
+def _layers(decoding: fx.Node) -> list[fx.Node]:
+    """The layers of which it is the weight, as it is or in the shape of a convolution's."""
+    shaped = [user for user in decoding.users if user.target is aten.view.default]
+    return [user for node in (decoding, *shaped) for user in node.users if user.target in LAYERS]
+
+
+def _codewords(form: Format) -> Format | None:
+    """The vector format, or sum of them, that means the same."""
+    match form:
+        case Binary(scale):
+            return Vector(d=1, codewords=2, scale=scale)
+        case Vector():
+            return form
+        case Sum(terms) if all(isinstance(term, Vector) for term in terms):
+            return form
+    return None
 
 
 def _linear(name: str, form: Linear, parts: dict[str, Tensor]) -> LinearWeight:

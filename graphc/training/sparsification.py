@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from graphc.errors import TrainingError
 from graphc.graph import Graph
@@ -129,6 +128,5 @@ def masked_trainable(graph: Graph, names: Iterable[str]) -> Trainable:
     module = Trainable(graph)
     for name in names:
         weight = module.weight(name)
-        place = next(place for place, value in module.named_parameters() if value is weight)
-        parametrize.register_parametrization(module, place, Mask(weight))
+        module.parametrize(name, Mask(weight))
     return module

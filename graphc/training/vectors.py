@@ -27,7 +27,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from graphc.errors import TrainingError
 from graphc.expressions import Sum
@@ -100,6 +99,14 @@ class VectorWeight(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.options, self.form, self.codebook, self.rest = name, options, form, codebook, rest
+
+    @classmethod
+    def of(cls, name: str, options: VectorTraining, codebooks: Sequence[Codebook]) -> VectorWeight:
+        """That of the first term, with a codebook for each."""
+        coding = cls(name, options, options.terms[-1], codebooks[-1])
+        for term, codebook in zip(options.terms[-2::-1], codebooks[-2::-1], strict=True):
+            coding = cls(name, options, term, codebook, coding)
+        return coding
 
     @property
     def format(self) -> Format:
@@ -237,14 +244,10 @@ def vector_trainable(
             Codebook(value, trained=options.assignment != "dkm") for value in _initial(options, form, matrix, number)
         ]
         shared = codebooks if options.terms[0].shared else []
-        coding = VectorWeight(name, options, options.terms[-1], codebooks[-1])
-        for term, codebook in zip(options.terms[-2::-1], codebooks[-2::-1], strict=True):
-            coding = VectorWeight(name, options, term, codebook, coding)
-        latent = module.weight(name)
-        place = next(place for place, value in module.named_parameters() if value is latent)
+        coding = VectorWeight.of(name, options, codebooks)
         if options.assignment == "cosine":
-            coding.fit(latent)
-        parametrize.register_parametrization(module, place, coding)
+            coding.fit(module.weight(name))
+        module.parametrize(name, coding)
     return module
 
 

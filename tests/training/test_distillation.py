@@ -141,13 +141,14 @@ def test_products_in_bf16_train_as_well(teacher, pruned, digits, accuracy):
     assert accuracy(result) > accuracy(teacher) - 3
 
 
-def test_of_a_compressed_network_the_rest_is_trained(teacher, digits):
+def test_of_a_compressed_network_the_floats_are_trained(teacher, digits):
     student = Pipeline('compress{format="linear(bits=2)"}').run(teacher, PassContext())
     result = distill(student, teacher, Samples(digits[:1], 50), Distillation(), Training(48, 5e-3))
     loss = [loss_of(graph, teacher, Distillation(), digits[2]) for graph in (student, result)]
     assert loss[1] < loss[0]
     changed = {name for name, value in student.weights.items() if not torch.equal(value, result.weights[name])}
-    assert changed == {name for name in student.weights if name.endswith("bias")}
+    assert changed == {name for name in student.weights if name.endswith(("bias", "scale"))}
+    assert all(value.dtype == result.weights[name].dtype for name, value in student.weights.items())
 
 
 def test_gradients_do_not_pass_quantized_activations(teacher, digits):
