@@ -277,9 +277,11 @@ class KernelBuilder:
         """Whether the value is known before the first run: a weight, or computed from weights alone."""
         return node in self.around.at_load
 
-    def looked_up(self, node: fx.Node) -> bool:
-        """Whether an embedding reads this part of a weight as it is stored: another packing of it is made at load."""
-        return node in self.around.looked_up
+    def packs_at_load(self, node: fx.Node, size: int, code: int = 1024) -> bool:
+        """Whether the artifact holds this weight as it is, and a packing of `size` bytes is made at load: an embedding
+        reads it where it lies, or the packing is larger by an eighth and by the `code` that makes it, in bytes."""
+        stored = int(sizes.product(shape_of(node))) * np.dtype(dtype_of(node)).itemsize
+        return node in self.around.looked_up or size > stored + max(stored // 8, code)
 
     def may_overread(self, node: fx.Node, size: int) -> bool:
         """Whether `size` bytes behind the value can be read (nobody says what they hold): it lies in the arena."""

@@ -135,6 +135,13 @@ def looked_up_parts(graph: Graph) -> frozenset[fx.Node]:
     return frozenset(leaf for value in inside for leaf in operands(value) if leaf.op == "get_attr")
 
 
+def unpacking_code(codes: fx.Node) -> int:
+    """About the bytes of code that reads these stored or unpacked codes one by one and packs them for a kernel at load:
+    many where a code may lie in two bytes."""
+    bits = int(arguments(codes)["bits"]) if name_of(codes) == "graphc.unpack.default" else 8
+    return 1024 if 8 % bits == 0 else 8192
+
+
 def absorbed(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
     """The decodings that the kernel of a group computes on the way."""
     return tuple(value for node in nodes if (found := compressed(node)) is not None for value in found.nodes)

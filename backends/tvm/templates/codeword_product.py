@@ -120,10 +120,11 @@ def emit(group: Group, k: KernelBuilder) -> None:
 
 
 def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
-    """uint8 [panel, piece, row of the panel], packed at load where the stored ones are there for others anyway."""
+    """uint8 [panel, piece, row of the panel], made at load of codes in fewer bits."""
     rows, pieces = (int(size) for size in shape_of(weight.indices))
     panels = -(-rows // width)
-    if not k.looked_up(weight.codes):
+    size = panels * pieces * width
+    if not k.packs_at_load(weight.codes, size, weight_formats.unpacking_code(weight.indices)):
         padded = np.zeros((panels * width, pieces), np.uint8)
         padded[:rows] = k.around.stored(weight.indices)
         packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
@@ -140,7 +141,6 @@ def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
 
         nest(builder, [panels, pieces, width], put)
 
-    size = panels * pieces * width
     return k.packed(Packed(weight.codes, ("panels of codewords", width), size, fill, "uint8"))
 
 

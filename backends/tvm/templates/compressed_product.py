@@ -10,7 +10,6 @@ in int32, and the zero points' share comes from the activations' sums; without, 
 from __future__ import annotations
 
 import numpy as np
-import torch
 import tvm.tirx as tirx
 from torch import fx
 from tvm.tirx.script import builder as T
@@ -28,7 +27,7 @@ from graphc.backends.tvm.templates.compressed_tiles import Activations, Weight, 
 from graphc.backends.tvm.templates.dynamic_quantization import group_scale, quantize_group, rounded
 from graphc.backends.tvm.templates.register_tile import store_result, strips
 from graphc.backends.tvm.templates.weight_codes import Array, Codes
-from graphc.backends.tvm.weight_formats import CompressedLinear, GroupedIntegers
+from graphc.backends.tvm.weight_formats import CompressedLinear, GroupedIntegers, unpacking_code
 from graphc.tensor_type import Size
 
 NAME = "compressed product"
@@ -115,28 +114,26 @@ def _packed(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int,
 
 
 def _codes(k: KernelBuilder, stored: GroupedIntegers, codes: Codes, depth: int, flip: int) -> tirx.Buffer:
-    """The codes in panels, their bits flipped; packed at load where the stored ones are there for others anyway."""
-    values = k.around.stored(stored.codes)
-    rows = len(values)
-    if not k.looked_up(stored.codes):
-        if stored.bits < 8:
-            values = torch.ops.graphc.unpack(torch.from_numpy(values), stored.bits, depth).numpy()
-        packed = codes.pack(values.view(np.uint8) ^ flip)
-        return k.constant(packed.reshape(-1), f"{stored.codes.name} in panels of {codes.width}")
+    """The codes in panels, their bits flipped."""
     *unpacked, _ = stored.nodes
+    read = unpacked[0] if unpacked else stored.codes
+    rows = int(shape_of(read)[0])
+    size = codes.bytes_of(rows, depth)
+    if not k.packs_at_load(stored.codes, size, unpacking_code(read)):
+        packed = codes.pack(k.around.stored(read).view(np.uint8) ^ flip)
+        return k.constant(packed.reshape(-1), f"{stored.codes.name} in panels of {codes.width}")
 
     def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
         at = At(builder, unpacked)
 
         def code(row: Expr, column: Expr, inside: Expr) -> Expr:
             with at.guard(inside):
-                value = at(unpacked[0] if unpacked else stored.codes, [row, column])
+                value = at(read, [row, column])
             value = T.reinterpret("uint8", value) if dtype_of(stored.codes) == "int8" else value
             return T.bitwise_xor(value, T.uint8(flip)) if flip else value
 
         codes.emit_pack(builder, target, rows, depth, code)
 
-    size = codes.bytes_of(rows, depth)
     return k.packed(Packed(stored.codes, ("panels", codes, flip), size, fill, "uint8"))
 
 

@@ -15,6 +15,7 @@ import tvm.tirx as tirx
 from torch import fx
 
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, vector
+from graphc.backends.tvm.operations import dtype_of
 from graphc.backends.tvm.templates.register_tile import Packing, emit_pack, pack, packed_elements
 from graphc.tensor_type import Size
 
@@ -52,17 +53,17 @@ class RightOperand:
 
     def packed(self, k: KernelBuilder, mac: Packing) -> tirx.Buffer:
         """The packed operand as a flat buffer of the kernel."""
-        stored = k.around.array(self.node)
-        if stored is not None:
-            return k.constant(pack(self._packed_order(stored), mac), f"{self.node.name} packed for {mac.name}")
         elements = packed_elements(*self._sizes, mac)
+        size = k.ranges.maximum(elements) * np.dtype(mac.right).itemsize
+        stored = k.around.array(self.node)
+        if stored is not None and not (dtype_of(self.node) == mac.right and k.packs_at_load(self.node, size)):
+            return k.constant(pack(self._packed_order(stored), mac), f"{self.node.name} packed for {mac.name}")
 
         def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
             emit_pack(builder, mac, target, *self._sizes, lambda *at: source.load(self.element(*at)))
 
         if k.at_load(self.node):
             key = ("packed", mac.name, mac.width, mac.unit, self.kind, *self._sizes)
-            size = k.ranges.maximum(elements) * np.dtype(mac.right).itemsize
             return k.packed(Packed(self.node, key, size, fill, mac.right))
         scratch = k.workspace(elements, mac.right)
         fill(k, k.tensor(self.node), scratch)

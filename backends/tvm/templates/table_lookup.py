@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import tvm.tirx as tirx
+from torch import fx
 from tvm.tirx.script import builder as T
 
+from graphc.backends.tvm.evaluate import At
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
-from graphc.backends.tvm.kernel import Expr, KernelBuilder, integer, store_vector, vector
-from graphc.backends.tvm.loops import unflatten, vector_loop
+from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, store_vector, vector
+from graphc.backends.tvm.loops import nest, unflatten, vector_loop
 from graphc.backends.tvm.operations import arguments, name_of, shape_of
 from graphc.backends.tvm.sizes import product
 from graphc.backends.tvm.tabulated import LONGEST, WIDTHS, QuantizedTables
 from graphc.backends.tvm.templates.byte_tables import ByteTables
 from graphc.backends.tvm.templates.register_tile import store_result
+from graphc.backends.tvm.weight_formats import unpacking_code
 
 NAME = "table lookup"
 OPERATORS = ("graphc.gather_sum.default",)
@@ -46,8 +49,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     anchor = group.core
     source = QuantizedTables.of(anchor)
     assert source is not None
-    codes = k.around.stored(arguments(anchor)["indices"])
-    columns, steps = codes.shape
+    columns, steps = (int(size) for size in shape_of(arguments(anchor)["indices"]))
     codewords = int(shape_of(arguments(anchor)["tables"])[-1])
     look = ByteTables.of(k.isa, codewords)
     if codewords > look.reach:
@@ -59,7 +61,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
     vectors = -(-columns // lanes)
     most = k.parameter("vectors", default=8 if k.isa.registers == 32 else 4, options=(1, 2, 4, 6, 8))
     height = _height(vectors, most)
-    indices = k.constant(pack(codes, lanes, height), f"{arguments(anchor)['indices'].name} packed for {look.name}")
+    indices = _indices(k, arguments(anchor)["indices"], lanes, height, f"packed for {look.name}")
     q, scale = k.tensor(source.q), k.tensor(source.scale)
     leading = shape_of(anchor)[:-1]
     rows, sizes = k.size(product(leading)), [k.size(size) for size in leading]
@@ -125,6 +127,32 @@ def pack(codes: np.ndarray[Any, Any], lanes: int, height: int) -> np.ndarray[Any
     blocks = [split[first : first + height].transpose(1, 0, 2).ravel() for first in range(0, vectors, height)]
     packed: np.ndarray[Any, Any] = np.concatenate(blocks).view(np.int8)
     return packed
+
+
+def _indices(k: KernelBuilder, indices: fx.Node, lanes: int, height: int, note: str) -> tirx.Buffer:
+    """The same in a kernel's memory, made at load of codes in fewer bits."""
+    rows, steps = (int(size) for size in shape_of(indices))
+    codes: fx.Node = indices if indices.op == "get_attr" else indices.args[0]  # type: ignore[assignment]
+    vectors = -(-rows // lanes)
+    size = vectors * lanes * steps
+    if not k.packs_at_load(codes, size, unpacking_code(indices)):
+        return k.constant(pack(k.around.stored(indices), lanes, height), f"{indices.name} {note}")
+
+    def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
+        at = At(builder, [] if codes is indices else [indices])
+
+        def put(index: list[Expr]) -> None:
+            v, step, lane = index
+            first = T.Bind(v // height * height)
+            row = T.Bind(v * lanes + lane % 2 * (lanes // 2) + lane // 2)
+            place = T.Bind(first * steps * lanes + (step * T.min(integer(height), vectors - first) + v - first) * lanes)
+            with at.guard(row < rows):
+                code = at(indices, [row, step])
+            T.buffer_store(target, T.Select(row < rows, T.reinterpret("int8", code), T.int8(0)), [place + lane])
+
+        nest(builder, [vectors, steps, lanes], put)
+
+    return k.packed(Packed(codes, ("tables", lanes, height), size, fill, "int8"))
 
 
 def _clear(both: tirx.Buffer, upper: tirx.Buffer, count: int, lanes: int, pieces: int) -> None:

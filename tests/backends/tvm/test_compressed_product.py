@@ -65,9 +65,9 @@ def test_agrees_with_the_expression(target, check):
     leaves = [torch.randn(rows, columns) * 3 for _, _, rows, _, columns in CASES]
     leaves[0][0, :32] = 0
     check(graph, leaves, target=target, rtol=1e-5, atol=2e-4)
-    plan = lower(graph, Target.parse(target)).plan
-    assert {step["template"] for step in plan["steps"]} == {"compressed product"}
-    assert plan["init_steps"] == 0
+    steps = lower(graph, Target.parse(target)).plan["steps"]
+    assert {step["template"] for step in steps} <= {"compressed product", "packing"}
+    assert sum(step["template"] == "compressed product" for step in steps) == len(CASES)
 
 
 @pytest.mark.parametrize("target", ["host", "arm64:cortex-a76"])

@@ -111,3 +111,28 @@ def test_a_tied_weight_is_stored_once_for_the_embedding_and_the_layer(text, targ
     assert templates == ["packing", "elementwise", product]
     codes, *others = sorted((weight.nbytes for weight in graph.weights.values()), reverse=True)
     assert len(program.weights) <= codes + 3 * sum(others) + 256, "scales and codebooks lie there twice, codes once"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"linear(bits={bits})" for bits in (2, 3, 4, 8)),
+        *(f"vector(d=4,codewords={codewords})" for codewords in (2, 4, 16, 256)),
+        "vector(d=4,codewords=16,codebooks=2)",
+        "binary",
+        "sparse",
+        "low_rank(rank=5)",
+        "low_rank(rank=5,factors=int8)",
+        "linear(bits=2) + low_rank(rank=3)",
+    ],
+)
+@pytest.mark.parametrize("target", ["host", "x86-64:v3", "arm64:cortex-a76"])
+def test_an_artifact_holds_what_the_format_stores(text, target, check):
+    """However a kernel pads and widens it: what would grow is packed at load."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 192)).eval(), torch.randn(3, 256)
+    graph = Pipeline(f'compress{{format="{text}"}},split_sums,split_low_rank').run(graphc.trace(model, (x,)))
+    check(graph, [x], target=target, rtol=1e-4, atol=1e-4)
+    parts = [weight.nbytes for weight in graph.weights.values()]
+    most = sum(part + max(part // 8, 1024) + 64 for part in parts)  # a part begins at a cache line
+    assert len(lower(graph, Target.parse(target)).weights) <= most
