@@ -4,12 +4,14 @@
 
 The exact product, for as many rows as there are; for a few, tables of partial products are faster (passes/tabulate).
 Threads share panels of weight rows. A block of about BLOCK columns is decoded at a time, and every tile of x meets it
-before the next; AVX-512 looks codewords up in registers, an element of them at a time.
+before the next; AVX-512 looks codewords up in registers, an element of them at a time. Codes lie in fields of 1, 2, 4
+or 8 bits, those of neighbouring pieces in one byte.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import tvm.tirx as tirx
 from tvm.tirx.script import builder as T
 
 from graphc.backends.tvm import scalars, weight_formats
-from graphc.backends.tvm.evaluate import At, broadcast
+from graphc.backends.tvm.evaluate import At, broadcast, constant
 from graphc.backends.tvm.groups import Group
 from graphc.backends.tvm.instruction_sets import InstructionSet
 from graphc.backends.tvm.kernel import Expr, KernelBuilder, Packed, TensorView, integer, store_vector, vector
@@ -32,7 +34,7 @@ from graphc.backends.tvm.weight_formats import Codewords
 NAME = "codeword product"
 OPERATORS: tuple[str, ...] = ()
 Array = np.ndarray[Any, Any]
-Decoder = Callable[[tirx.Buffer, Expr, tirx.Buffer, "int | Expr", "int | Expr"], None]
+Decoder = Callable[[Expr, Expr, tirx.Buffer, "int | Expr", "int | Expr"], None]
 # Columns of a decoded block: it and the codebook fit the first cache.
 BLOCK = 256
 
@@ -62,9 +64,9 @@ def emit(group: Group, k: KernelBuilder) -> None:
     together = k.parameter("pieces", max(1, BLOCK // d), sorted({max(1, n // d) for n in (64, 128, 256, 512)}))
     largest = k.ranges.maximum(rows)
     height = min(range(1, mac.rows + 1), key=lambda r: (-(-largest // r), r))
-    indices = _indices(k, weight, width)
+    codes = _Codes.of(k, weight, codebook.shape[-2], width)
     scale = None if weight.scale is None else k.constant(k.around.stored(weight.scale).reshape(-1), "scales of rows")
-    decode = _decoder(k, codebook, width)
+    decode = _decoder(k, codes, codebook)
     # The last tile may overlap the one before it: each has totals of its own.
     whole = k.ranges.minimum(rows) >= height
     slots = (rows + (height - 1)) // height * height
@@ -82,7 +84,7 @@ def emit(group: Group, k: KernelBuilder) -> None:
             extent: int | Expr = together
             if run % together:
                 extent = T.Bind(T.min(integer(together), integer(run) - inside))
-            decode(indices, T.Bind((panel * pieces + first) * width), words, extent, space)
+            decode(panel, first, words, extent, space)
             for number, edge, tall in tiles:
                 with k.loop(number) as position:
                     row = T.Bind(edge(position))
@@ -119,49 +121,87 @@ def emit(group: Group, k: KernelBuilder) -> None:
                 vector_loop(k, valid, lanes, lambda lane: store(row, at, lane))  # noqa: B023
 
 
-def _indices(k: KernelBuilder, weight: Codewords, width: int) -> tirx.Buffer:
-    """uint8 [panel, piece, row of the panel], made at load of codes in fewer bits."""
-    rows, pieces = (int(size) for size in shape_of(weight.indices))
-    panels = -(-rows // width)
-    size = panels * pieces * width
-    if not k.packs_at_load(weight.codes, size, weight_formats.unpacking_code(weight.indices)):
-        padded = np.zeros((panels * width, pieces), np.uint8)
-        padded[:rows] = k.around.stored(weight.indices)
-        packed = padded.reshape(panels, width, pieces).transpose(0, 2, 1)
-        return k.constant(np.ascontiguousarray(packed), f"{weight.codebook.name}: indices in panels of {width}")
+@dataclass(frozen=True)
+class _Codes:
+    """The codes in a kernel's memory: uint8 [panel][byte of a row][row of the panel], the first piece in the lowest
+    `field` bits of a byte."""
 
-    def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
-        at = At(builder, [] if weight.codes is weight.indices else [weight.indices])
+    buffer: tirx.Buffer
+    field: int
+    bytes: int
+    width: int
 
-        def put(index: list[Expr]) -> None:
-            panel, piece, lane = index
-            row = T.Bind(panel * width + lane)
-            with at.guard(row < rows):
-                T.buffer_store(target, at(weight.indices, [row, piece]), [(panel * pieces + piece) * width + lane])
+    @staticmethod
+    def of(k: KernelBuilder, weight: Codewords, codewords: int, width: int) -> _Codes:
+        rows, pieces = (int(size) for size in shape_of(weight.indices))
+        field = next(field for field in (1, 2, 4, 8) if 2**field >= codewords)
+        together, panels = 8 // field, -(-rows // width)
+        count = -(-pieces // together)
+        size = panels * count * width
+        if not k.packs_at_load(weight.codes, size, weight_formats.unpacking_code(weight.indices)):
+            padded = np.zeros((panels * width, count * together), np.uint8)
+            padded[:rows, :pieces] = k.around.stored(weight.indices)
+            shifts = np.arange(0, 8, field, dtype=np.uint8)
+            packed = np.bitwise_or.reduce(padded.reshape(panels, width, count, together) << shifts, axis=-1)
+            note = f"{weight.codebook.name}: codes in panels of {width}"
+            return _Codes(k.constant(packed.transpose(0, 2, 1), note), field, count, width)
 
-        nest(builder, [panels, pieces, width], put)
+        def fill(builder: KernelBuilder, source: TensorView, target: tirx.Buffer) -> None:
+            at = At(builder, [] if weight.codes is weight.indices else [weight.indices])
 
-    return k.packed(Packed(weight.codes, ("panels of codewords", width), size, fill, "uint8"))
+            def put(index: list[Expr]) -> None:
+                panel, byte, lane = index
+                row, whole = T.Bind(panel * width + lane), T.uint8(0)
+                for place in range(together):
+                    piece = byte * together + place
+                    with at.guard(row < rows, piece < pieces):
+                        code = T.shift_left(at(weight.indices, [row, piece]), T.uint8(place * field))
+                    whole = T.bitwise_or(whole, code)
+                T.buffer_store(target, whole, [(panel * count + byte) * width + lane])
+
+            nest(builder, [panels, count, width], put)
+
+        key = ("panels of codewords", width, field)
+        return _Codes(k.packed(Packed(weight.codes, key, size, fill, "uint8")), field, count, width)
+
+    def load(self, panel: Expr, piece: Expr, lane: int | Expr, lanes: int, dtype: str) -> Expr:
+        """Codes of `lanes` rows of a panel, from row `lane` on, as integers of `dtype`."""
+        together = 8 // self.field
+        at = (panel * self.bytes + piece // together) * self.width + lane
+        if lanes == 1:
+            code = T.cast(self.buffer[at], dtype)
+        else:
+            code = T.cast(vector(self.buffer, at, lanes), f"{dtype}x{lanes}")
+        if together == 1:
+            return code
+
+        def each(value: Expr) -> Expr:
+            return T.broadcast(value, lanes) if lanes > 1 else value
+
+        shift = T.cast(piece % together * self.field, dtype)
+        mask = constant(2**self.field - 1, dtype)
+        return T.bitwise_and(T.shift_right(code, each(shift)), each(mask))
 
 
-def _decoder(k: KernelBuilder, codebook: Array, width: int) -> Decoder:
-    """decode(indices, start, words, pieces, space): write [piece][element][row of the panel] for `pieces` pieces, all
-    of them with the codebook `space`."""
+def _decoder(k: KernelBuilder, codes: _Codes, codebook: Array) -> Decoder:
+    """decode(panel, first, words, pieces, space): write [piece][element][row of the panel] for `pieces` pieces from the
+    first on, all of them with the codebook `space`."""
     codewords, d = codebook.shape[-2:]
-    if k.isa.bytes == 64 and width == 32 and codebook.dtype == np.float16:
-        return _in_registers(k, codebook)
+    if k.isa.bytes == 64 and codes.width == 32 and codebook.dtype == np.float16:
+        return _in_registers(k, codes, codebook)
     book = k.constant(codebook.astype(np.float32), "codebook")
 
-    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
-        with k.loop(pieces) as piece, k.loop(width) as lane:
-            word = T.Bind((space * codewords + T.cast(indices[start + piece * width + lane], "int64")) * d)
+    def decode(panel: Expr, first: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
+        with k.loop(pieces) as piece, k.loop(codes.width) as lane:
+            code = codes.load(panel, first + piece, lane, 1, "int64")
+            word = T.Bind((space * codewords + code) * d)
             for t in range(d):
-                T.buffer_store(words, book[word + t], [(piece * d + t) * width + lane])
+                T.buffer_store(words, book[word + t], [(piece * d + t) * codes.width + lane])
 
     return decode
 
 
-def _in_registers(k: KernelBuilder, codebook: Array) -> Decoder:
+def _in_registers(k: KernelBuilder, codes: _Codes, codebook: Array) -> Decoder:
     """32 rows at a time: `vpermi2w` looks up among 64 words, bits 6 and 7 of the index choose among its results."""
     count, d = codebook.shape[-2:]
     words_of = codebook.reshape(-1, count, d)
@@ -171,12 +211,12 @@ def _in_registers(k: KernelBuilder, codebook: Array) -> Decoder:
     book = k.constant(padded.view(np.int16), "codebook, an element of all words after the other")
     permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.hi.512")
 
-    def decode(indices: tirx.Buffer, start: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
+    def decode(panel: Expr, first: Expr, words: tirx.Buffer, pieces: int | Expr, space: int | Expr) -> None:
         with k.loop(d) as t:
             own = T.Bind((space * d + t) * entries)
             tables = [T.Bind(vector(book, own + i, 32)) for i in range(0, entries, 32)]
             with k.loop(pieces) as piece:
-                index = T.Bind(T.cast(vector(indices, start + piece * 32, 32), "int16x32"))
+                index = T.Bind(codes.load(panel, first + piece, 0, 32, "int16"))
                 level = [
                     T.Bind(T.call_llvm_pure_intrin(permute, tables[i], index, tables[i + 1], dtype="int16x32"))
                     for i in range(0, len(tables), 2)
