@@ -97,7 +97,7 @@ def compressed_trainable(graph: Graph) -> Trainable:
             stored = formats.recognize(node)
             if stored is not None and isinstance(stored.format, Binary):
                 signs.add(str(stored.parts["codebook"].target))
-            if node.target is torch.ops.graphc.dequantize_groups.default:
+            if node.target is torch.ops.graphc.dequantize_groups.default and graph.weight(node.args[1]) is not None:
                 scales[str(node.args[1].target)] = None  # type: ignore[union-attr]
     module = Trainable(graph, [escape(name) for name in sorted(signs)])
     for name in scales:
