@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from graphc import reproducer
 from graphc.analysis.outputs import change
+from graphc.formats import format_names
 from graphc.passes.recover import Recover
 from graphc.pipeline import PassContext, PassFailure, Pipeline
 from graphc.training.distillation import Distillation
@@ -39,6 +42,10 @@ FORMS = [
 # Where the kept values lie; what signs decode to.
 FIXED = ("positions", "mask", "gaps", "zero_point")
 SIGNS = torch.tensor([[-1.0], [1.0]], dtype=torch.float16)
+
+
+def test_every_format_is_among_them():
+    assert set(format_names()) <= {word for form in FORMS for word in re.findall(r"\w+", form)}
 
 
 def stored(graph):
