@@ -121,6 +121,8 @@ def test_a_tied_weight_is_stored_once_for_the_embedding_and_the_layer(text, targ
         "vector(d=4,codewords=16,codebooks=2)",
         "binary",
         "sparse",
+        "block_sparse",
+        "unstructured",
         "low_rank(rank=5)",
         "low_rank(rank=5,factors=int8)",
         "linear(bits=2) + low_rank(rank=3)",
