@@ -38,6 +38,7 @@ class Trainable(nn.Module):
         self._running = graph.clone()
         self._places: dict[str, str] = {}  # name of a weight -> name of its parameter or buffer
         self._stored: dict[str, torch.dtype] = {}  # name of a parameter's weight -> its type
+        self._decoded: set[str] = set()  # names of those in fewer than 32 bits that only operators of graphc read
         statistics = {
             str(used.target)
             for node in graph.calls
@@ -55,6 +56,9 @@ class Trainable(nn.Module):
             trained = value.is_floating_point() and name not in statistics and bool(value.isfinite().all())
             if trained and not any(fnmatch(name, pattern) for pattern in frozen):
                 self._stored[name] = value.dtype
+                readers = (user for other in graph if other.target == name for user in other.users)
+                if value.dtype.itemsize < 4 and all(str(user.target).startswith("graphc.") for user in readers):
+                    self._decoded.add(name)
                 self.register_parameter(place, nn.Parameter(value.to(torch.promote_types(value.dtype, torch.float32))))
             else:
                 self.register_buffer(place, value)
@@ -87,13 +91,15 @@ class Trainable(nn.Module):
         """The graph with the weights as they are now, in copies."""
         result = self._source.clone()
         for name in self._places:
-            result.weights[name] = self._read(name).detach().cpu().clone()
+            value = self.weight(name).detach()
+            result.weights[name] = value.to(self._stored.get(name, value.dtype)).cpu().clone()
         return result
 
     def _read(self, name: str) -> Tensor:
-        """The value as it is stored; torch passes the gradient of a conversion on."""
+        """The value as it is stored; for operators that decode in 32 bits, in which small gradients do not vanish."""
         value = self.weight(name)
-        return value.to(self._stored.get(name, value.dtype))
+        stored = value.to(self._stored.get(name, value.dtype))
+        return value + (stored.to(value.dtype) - value).detach() if name in self._decoded else stored
 
     def _native(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float,

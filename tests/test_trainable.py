@@ -84,3 +84,15 @@ def test_a_checkpoint_goes_on_where_it_was():
     x = torch.randn(2, 3, 5, 5)
     assert torch.equal(first(x), second(x))
     assert torch.equal(second.graph().run(x), second(x).detach())
+
+
+def test_small_gradients_reach_what_is_stored_in_16_bits():
+    x = torch.randn(2, 8)
+    traced = graphc.trace(nn.Linear(8, 4).eval(), (x,))
+    module = Trainable(Pipeline("compress{format=sparse}").run(traced))
+    (values,) = (value for name, value in module.named_parameters() if "values" in name)
+    (module(x).sum() * 1e-12).backward()
+    assert values.dtype == torch.float32 and values.grad.abs().min() > 0
+    with torch.no_grad():
+        values += 1e-5  # less than f16 holds: rounded where it is read, as it will be stored
+    assert torch.equal(module(x), module.graph().run(x))
