@@ -240,7 +240,7 @@ def row(study: Study, package: str, make: Callable[[Study], Made]) -> dict[str, 
     hits = study.hits(predicted)
     return {
         "top-1 %": round(top1, 3),
-        "to float": against(hits, study.hits(study.judged[1])),
+        "to float": against([hits], [study.hits(study.judged[1])]),
         "bytes": stored(),
         "CPU s": round(seconds, 1),
         "version": installed(package),
@@ -265,7 +265,7 @@ def network(name: str, options: argparse.Namespace, known: Known) -> None:
         if package == "graphc":
             own[bits] = hits
         elif bits in own:
-            shown["graphc to it"] = against(own[bits], hits)
+            shown["graphc to it"] = against([own[bits]], [hits])
         known[title] = shown
 
 
